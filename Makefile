@@ -1,0 +1,42 @@
+# Commands a newcomer has. `make help` lists them.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+help: ## Show this list
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q "torch==2.13.0"
+	$(BIN)/pip install -q -c constraints.txt -e ".[worker,local,demo,dev]"
+	@touch $@
+
+install: .venv/.done ## Create .venv with everything in it
+
+demo: .venv/.done ## Forget real people end to end: services, model, requests, certificate
+	$(BIN)/expunge demo
+
+test: .venv/.done ## Run the whole suite against real services that it starts itself
+	$(BIN)/pytest
+
+check: .venv/.done ## Format, lint, types, import contracts, fast tests (under 60 s)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow" -q
+
+format: .venv/.done ## Rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: .venv/.done ## Rewrite docs/openapi.json from the code
+	$(BIN)/python -m app.api.openapi > docs/openapi.json
+
+bench-%: .venv/.done ## Run benchmarks/NAME.py, write benchmarks/results/NAME.json
+	$(BIN)/python benchmarks/$*.py
+
+clean: ## Remove the environment and local state
+	rm -rf .venv .expunge .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: help install demo test check format openapi clean

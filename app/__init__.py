@@ -1,0 +1,1 @@
+"""Everything that runs without torch: HTTP in, PostgreSQL out."""

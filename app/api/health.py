@@ -1,0 +1,36 @@
+"""Health: live (the process answers) and ready (requests are accepted; is anybody working on them?)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from fastapi import APIRouter
+
+from app import queue
+from app.api import schemas
+from app.api.context import CurrentSettings, Now, Transaction
+from app.api.problems import answers
+from app.storage import jobs, requests
+
+router = APIRouter(prefix="/health", tags=["health"])
+_PULSES_MISSED = 4
+
+
+@router.get("/live")
+def live() -> schemas.Live:
+    """Answer while the process runs; asks nobody."""
+    return schemas.Live()
+
+
+@router.get("/ready", responses=answers(503))
+def ready(tx: Transaction, now: Now, settings: CurrentSettings) -> schemas.Ready:
+    """Answer 200 while requests are accepted (PostgreSQL is enough) and say whether workers listen."""
+    heard = jobs.listening(tx, within=timedelta(seconds=_PULSES_MISSED * settings.pulse_seconds))
+    queues = {name: heard.get(name, False) for name in queue.QUEUES}
+    oldest = requests.oldest_open(tx)
+    return schemas.Ready(
+        accepting=True,
+        working=all(queues.values()),
+        queues=queues,
+        oldest_open_seconds=(now - oldest).total_seconds() if oldest else None,
+    )

@@ -1,0 +1,133 @@
+"""Erasure requests over HTTP: create, read, list, cancel, history, certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from app import intake
+from app.api import schemas
+from app.api.auth import Scope, needs
+from app.api.context import CurrentSettings, Now, Transaction
+from app.api.problems import answers
+from app.domain.lifecycle import RequestStatus
+from app.errors import Invalid, NotFound
+from app.storage import requests
+from app.storage.tables import ErasureRequest
+
+router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
+Writer = Annotated[UUID, Depends(needs(Scope.REQUESTS_WRITE))]
+Reader = Annotated[UUID, Depends(needs(Scope.REQUESTS_READ))]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Repeat a create safely: the same key gives the same request for 24 hours.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=answers(400, 401, 403, 409, 413, 422, 503)
+    | {200: {"model": schemas.ErasureRequestOut, "description": "The same demand was accepted before"}},
+)
+def create(
+    body: schemas.ErasureRequestIn,
+    tx: Transaction,
+    client: Writer,
+    now: Now,
+    settings: CurrentSettings,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> schemas.ErasureRequestOut:
+    """Accept a demand to be forgotten: 202 if new, 200 if we have it already. It is on disk when you read this."""
+    demand = intake.Demand(user_id=body.user_id, models=body.models, reference=body.reference)
+    accepted = intake.accept(tx, demand, client_id=client, idempotency_key=idempotency_key, now=now, settings=settings)
+    response.headers["Location"] = f"{router.prefix}/{accepted.request.id}"
+    response.status_code = 202 if accepted.created else 200
+    return _shown(tx, [accepted.request], now)[0]
+
+
+@router.get("", responses=answers(401, 403, 422, 503))
+def index(
+    tx: Transaction,
+    _: Reader,
+    now: Now,
+    cursor: Annotated[str | None, Query(max_length=30)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    status: RequestStatus | None = None,
+    reference: Annotated[str | None, Query(max_length=200)] = None,
+) -> schemas.ErasureRequestPage:
+    """List requests in order of arrival."""
+    page = requests.page(tx, after=_place(cursor), limit=limit + 1, status=status, reference=reference)
+    more = len(page) > limit
+    return schemas.ErasureRequestPage(
+        items=_shown(tx, page[:limit], now), next_cursor=f"c{page[limit - 1].sequence}" if more else None
+    )
+
+
+@router.get("/{request_id}", responses=answers(401, 403, 404, 422, 503))
+def show(request_id: UUID, tx: Transaction, _: Reader, now: Now) -> schemas.ErasureRequestOut:
+    """Read one request: where it stands, with each model."""
+    return _shown(tx, [requests.get(tx, request_id)], now)[0]
+
+
+@router.post("/{request_id}:cancel", responses=answers(401, 403, 404, 409, 422, 503))
+def cancel(request_id: UUID, tx: Transaction, _: Writer, now: Now) -> schemas.ErasureRequestOut:
+    """Take a request back; possible until the work on it begins."""
+    return _shown(tx, [intake.cancel(tx, request_id, now=now)], now)[0]
+
+
+@router.get("/{request_id}/events", responses=answers(401, 403, 404, 422, 503))
+def history(request_id: UUID, tx: Transaction, _: Reader) -> schemas.EventsOut:
+    """Read what happened to a request, step by step."""
+    requests.get(tx, request_id)
+    events = requests.events(tx, request_id)
+    return schemas.EventsOut(items=[schemas.EventOut(at=e.at, type=e.type, detail=e.detail) for e in events])
+
+
+@router.get("/{request_id}/certificate", responses=answers(401, 403, 404, 422, 503))
+def certificate(request_id: UUID, tx: Transaction, _: Reader) -> dict[str, Any]:  # Any: JSON, a DSSE envelope
+    """Download the signed certificate (in-toto Statement in a DSSE envelope)."""
+    requests.get(tx, request_id)
+    for issued in requests.certificates(tx, request_id):
+        return issued.envelope
+    raise NotFound("there is no certificate for this request yet")
+
+
+def _place(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor[:1] == "c" and cursor[1:].isascii() and cursor[1:].isdigit() and len(cursor) < 20):
+        raise Invalid("cursor", "use the next_cursor of an earlier page, or none to begin")
+    return int(cursor[1:])
+
+
+def _shown(tx: Transaction, page: Sequence[ErasureRequest], now: datetime) -> list[schemas.ErasureRequestOut]:
+    targets: dict[UUID, list[schemas.TargetOut]] = {request.id: [] for request in page}
+    for row in requests.targets(tx, list(targets)):
+        targets[row.request_id].append(schemas.TargetOut(model=row.name, status=row.status, result=row.result))
+    return [
+        schemas.ErasureRequestOut(
+            id=request.id,
+            status=RequestStatus(request.status),
+            reason=request.reason,
+            reference=request.reference,
+            origin=request.origin,
+            received_at=request.received_at,
+            deadline=request.deadline,
+            closed_at=request.closed_at,
+            overdue=(request.closed_at or now) > request.deadline,
+            targets=targets[request.id],
+        )
+        for request in page
+    ]

@@ -1,0 +1,139 @@
+"""What an ML engineer makes happen: register a model version, roll one back; one function is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy.orm import Session
+
+from app.domain import deadlines
+from app.domain.lifecycle import RequestStatus
+from app.errors import Conflict, NotFound
+from app.planning import hold_ledger
+from app.settings import Settings
+from app.storage import jobs, moves, requests, samples, versions
+from app.storage.tables import ErasureRequest, Model, ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A trained model as its owner hands it over; weights and residual are already in the model store."""
+
+    name: str
+    recipe: str
+    weights: str
+    residual: str | None
+    manifest_digest: str
+
+
+def register(
+    tx: Session,
+    registration: Registration,
+    rows: Iterable[samples.Row],
+    *,
+    unlearn: bool,
+    now: datetime,
+    settings: Settings,
+) -> tuple[ModelVersion, samples.Loaded]:
+    """Import the manifest and make the weights the live version.
+
+    Raises:
+        Invalid: The manifest breaks a rule; nothing is imported.
+        Conflict: It was trained on erased people and ``unlearn`` is false, or another version was published meanwhile.
+    """
+    hold_ledger(tx, exclusive=True)
+    model = versions.locked(tx, registration.name) or _new(tx, registration)
+    model.recipe = registration.recipe
+    loaded = samples.load(tx, model.id, digest=registration.manifest_digest, rows=rows, model_name=model.name)
+    if loaded.suppressed and not unlearn:
+        raise Conflict(
+            f"the manifest names {loaded.suppressed} people whose erasure was requested; train without them, "
+            "or register with --unlearn to have them unlearned at once"
+        )
+    made = ModelVersion(
+        model_id=model.id,
+        weights=registration.weights,
+        residual=registration.residual,
+        manifest_id=loaded.manifest_id,
+        origin="registered",
+    )
+    version = versions.publish(tx, made, base_id=model.current_version_id)
+    moves.record(tx, "model.registered", model_id=model.id, version=version.number)
+    for subject in loaded.suppressed_subjects:
+        _demand_again(tx, model, subject, now=now, settings=settings)
+    return version, loaded
+
+
+def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelVersion, int]:
+    """Make an earlier version's weights live again and queue every deletion that this undoes.
+
+    Returns:
+        The new version, and how many requests were queued again.
+
+    Raises:
+        NotFound: No such model or version.
+        Conflict: It is live already, or certificates for the live version are being written right now.
+    """
+    hold_ledger(tx, exclusive=False)
+    model = versions.locked(tx, name)
+    if model is None:
+        raise NotFound("no model of this name is registered")
+    target = versions.numbered(tx, model.id, to)
+    if model.current_version_id == target.id:
+        raise Conflict(f"version {to} is live already")
+    if jobs.being_certified(tx, model.id):
+        raise Conflict("certificates for the live version are being written; roll back in a moment")
+    made = ModelVersion(
+        model_id=model.id,
+        weights=target.weights,
+        residual=target.residual,
+        manifest_id=target.manifest_id,
+        parent_id=target.id,
+        origin="rolled_back",
+    )
+    version = versions.publish(tx, made, base_id=model.current_version_id)
+    moves.record(tx, "model.rolled_back", model_id=model.id, version=version.number, to=to)
+    return version, _queue_undone(tx, model, version, now=now)
+
+
+def _new(tx: Session, registration: Registration) -> Model:
+    model = Model(name=registration.name, recipe=registration.recipe)
+    tx.add(model)
+    tx.flush()
+    return model
+
+
+def _demand_again(tx: Session, model: Model, subject: tuple[UUID, bytes], *, now: datetime, settings: Settings) -> None:
+    """A request of our own for an erased person whom a new version was trained on."""
+    request = ErasureRequest(
+        id=uuid4(),
+        origin="suppression",
+        models=[model.name],
+        received_at=now,
+        deadline=deadlines.due(now, settings.zone),
+        subject_key=subject[0],
+        suppression_key=subject[1],
+    )
+    requests.add(tx, request)
+    moves.record(tx, "request.received", request_id=request.id, origin="suppression")
+
+
+def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: datetime) -> int:
+    if not versions.missing(tx, version):
+        return 0
+    job_id = jobs.collecting(tx, model.id, opens_at=now)
+    undone = versions.undone_by(tx, version)
+    for request in undone:
+        jobs.join(tx, job_id, request.id, model.id)
+        moves.move_request(
+            tx,
+            request.id,
+            now=RequestStatus.COMPLETED,
+            then=RequestStatus.QUEUED,
+            at=now,
+            reason="the model was rolled back; the deletion is made again",
+        )
+    return len(undone)

@@ -1,0 +1,290 @@
+"""The `expunge` command line; what needs torch or Celery is started as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.orm import Session
+
+from app import catalog, doctor, intake, keymaking, planning, queue, supervisor
+from app.api.auth import Scope
+from app.domain.lifecycle import RequestStatus
+from app.errors import ExpungeError, Invalid
+from app.settings import Settings, load
+from app.storage import keys, migrate, requests, versions
+from app.storage.sessions import connect, transaction
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry erasure requests through to trained models.")
+models = typer.Typer(no_args_is_help=True, help="Register models, look at versions, roll back.")
+erasures = typer.Typer(no_args_is_help=True, help="Look at erasure requests, make and cancel them.")
+api_keys = typer.Typer(no_args_is_help=True, help="Make and revoke API keys.")
+cli.add_typer(models, name="models")
+cli.add_typer(erasures, name="requests")
+cli.add_typer(api_keys, name="keys")
+console = Console()
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: our own errors become one sentence and exit code 1."""
+    try:
+        cli()
+    except ExpungeError as error:
+        where = f"{error.field}: " if isinstance(error, Invalid) else ""
+        _errors.print(f"[red]error[/] {where}{error}", highlight=False)
+        sys.exit(1)
+
+
+@contextmanager
+def _tx() -> Iterator[tuple[Session, Settings]]:
+    settings = supervisor.join_embedded(load())
+    engine = connect(settings.sqlalchemy_url(), pool_size=1)
+    try:
+        with transaction(engine) as tx:
+            yield tx, settings
+    finally:
+        engine.dispose()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@cli.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the API on 127.0.0.1.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Unlearning workers.", min=1)] = 1,
+) -> None:
+    """Run everything on this machine; database and broker too, unless DATABASE_URL and REDIS_URL are set."""
+    supervisor.up(load(), port=port, workers=workers)
+
+
+@cli.command()
+def api(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
+    """Run the HTTP API."""
+    _become(*supervisor.api_command(host=host, port=port, workers=workers))
+
+
+@cli.command()
+def dispatch() -> None:
+    """Run the dispatcher: outbox to queue."""
+    _become(*supervisor.DISPATCH)
+
+
+@cli.command()
+def worker(
+    queues: Annotated[str, typer.Option(help=f"Queue to serve: {' or '.join(queue.QUEUES)}.")] = queue.UNLEARN,
+) -> None:
+    """Run a worker for one queue."""
+    if queues not in queue.QUEUES:
+        raise Invalid("--queues", f"choose one of {', '.join(queue.QUEUES)}")
+    _become(*supervisor.worker_command(queues))
+
+
+@cli.command(name="migrate")
+def upgrade() -> None:
+    """Bring the database to the newest schema."""
+    migrate.upgrade(supervisor.join_embedded(load()).sqlalchemy_url())
+    console.print("the schema is up to date")
+
+
+@cli.command()
+def demo() -> None:
+    """Forget real people end to end and check every claim (needs a clone of the repository)."""
+    sys.exit(subprocess.run([sys.executable, "-m", "examples.demo"], check=False).returncode)
+
+
+@cli.command(name="doctor")
+def examine() -> None:
+    """Check database, broker, workers and model store, and say what to do."""
+    findings = doctor.examine(supervisor.join_embedded(load()))
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
+        console.print(f"{mark}{finding.part}: {finding.sentence}", highlight=False)
+    if not all(finding.fine for finding in findings):
+        sys.exit(1)
+
+
+@models.command()
+def register(
+    name: str,
+    recipe: Annotated[str, typer.Option(help="package.module:recipe")],
+    weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="safetensors file")],
+    manifest: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet: sample_id, user_id[, split]")
+    ],
+    *,
+    unlearn: Annotated[
+        bool, typer.Option("--unlearn", help="Accept people who were erased, and unlearn them.")
+    ] = False,
+) -> None:
+    """Register a trained model, or a new version of it."""
+    command = [sys.executable, "-m", "workers.register", name, "--recipe", recipe]
+    command += ["--weights", str(weights), "--manifest", str(manifest), *(["--unlearn"] if unlearn else [])]
+    environment = supervisor.environment(supervisor.join_embedded(load()))
+    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+@models.command(name="list")
+def list_models() -> None:
+    """List models and their live versions."""
+    with _tx() as (tx, _):
+        table = Table("model", "live version", "origin", "weights", "published")
+        for model in versions.models(tx):
+            if model.current_version_id:
+                live = versions.version(tx, model.current_version_id)
+                table.add_row(
+                    model.name, str(live.number), live.origin, live.weights[:16], f"{live.published_at:%F %T}"
+                )
+    console.print(table)
+
+
+@models.command()
+def show(name: str) -> None:
+    """Show a model's versions, newest first."""
+    with _tx() as (tx, _):
+        found = versions.versions(tx, versions.model(tx, name).id)
+        numbers = {version.id: version.number for version in found}
+        table = Table("version", "from", "origin", "assurance", "weights", "published", "retired")
+        for v in found:
+            level = (v.report or {}).get("verdict", {}).get("level", "")
+            parent = str(numbers[v.parent_id]) if v.parent_id else ""
+            retired = f"{v.retired_at:%F %T}" if v.retired_at else "live"
+            table.add_row(str(v.number), parent, v.origin, level, v.weights[:16], f"{v.published_at:%F %T}", retired)
+    console.print(table)
+
+
+@models.command()
+def rollback(name: str, to: Annotated[int, typer.Option(help="Number of the version to go back to.")]) -> None:
+    """Make an earlier version live again; deletions that this undoes are queued again."""
+    with _tx() as (tx, _):
+        version, queued = catalog.roll_back(tx, name, to=to, now=_now())
+    console.print(
+        f"{name} version {version.number} has the weights of version {to}; {queued} requests are queued again"
+    )
+
+
+@erasures.command(name="list")
+def list_requests(status: RequestStatus | None = None, limit: int = 50) -> None:
+    """List requests in order of arrival."""
+    with _tx() as (tx, _):
+        table = Table("id", "status", "reference", "received", "deadline", "reason")
+        for r in requests.page(tx, after=0, limit=limit, status=status):
+            table.add_row(
+                str(r.id), r.status, r.reference or "", f"{r.received_at:%F %T}", f"{r.deadline:%F}", r.reason or ""
+            )
+    console.print(table)
+
+
+@erasures.command(name="show")
+def show_request(request_id: UUID) -> None:
+    """Show what happened to a request."""
+    with _tx() as (tx, _):
+        request = requests.get(tx, request_id)
+        table = Table("when", "what", "detail", title=f"{request.id}: {request.status}")
+        for event in requests.events(tx, request_id):
+            table.add_row(f"{event.at:%F %T.%f}"[:-3], event.type, json.dumps(event.detail) if event.detail else "")
+    console.print(table)
+
+
+@erasures.command()
+def create(model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None) -> None:
+    """Make a request by hand; the user id is asked for (or read from stdin), so that it is in no shell history."""
+    user_id = typer.prompt("user id", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    with _tx() as (tx, settings):
+        client = keymaking.operator(tx)
+        accepted = intake.accept(
+            tx,
+            intake.Demand(user_id=user_id, models=model),
+            client_id=client,
+            idempotency_key=None,
+            now=_now(),
+            settings=settings,
+        )
+    console.print(
+        f"{accepted.request.id} {accepted.request.status}, due {accepted.request.deadline:%F}", highlight=False
+    )
+
+
+@erasures.command()
+def cancel(request_id: UUID) -> None:
+    """Take a request back before the work begins."""
+    with _tx() as (tx, _):
+        intake.cancel(tx, request_id, now=_now())
+    console.print("cancelled")
+
+
+@erasures.command()
+def retry(request_id: UUID) -> None:
+    """Give a request that needs attention to a new job."""
+    with _tx() as (tx, settings):
+        planning.retry(tx, request_id, now=_now(), settings=settings)
+    console.print("queued")
+
+
+@erasures.command()
+def certificate(
+    request_id: UUID, output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None
+) -> None:
+    """Write a request's certificate."""
+    with _tx() as (tx, _):
+        requests.get(tx, request_id)
+        issued = requests.certificates(tx, request_id)
+    if not issued:
+        raise Invalid("request", "there is no certificate for this request yet")
+    text = json.dumps(issued[0].envelope, indent=1)
+    if output:
+        output.write_text(text + "\n")
+    else:
+        print(text)
+
+
+@api_keys.command(name="create")
+def create_key(name: str, scope: Annotated[list[Scope], typer.Option(help="What it may do; repeat for more.")]) -> None:
+    """Make a key; it is printed once."""
+    with _tx() as (tx, _):
+        key, secret = keymaking.create(tx, name=name, scopes=scope)
+    _errors.print(f"key {key.id} for {name}; keep it, it is shown only now", highlight=False)
+    print(secret)
+
+
+@api_keys.command(name="list")
+def list_keys() -> None:
+    """List keys by their first characters."""
+    with _tx() as (tx, _):
+        table = Table("id", "name", "begins with", "scopes", "last used", "revoked")
+        for key in keys.every(tx):
+            used = f"{key.last_used_at:%F %T}" if key.last_used_at else ""
+            revoked = f"{key.revoked_at:%F %T}" if key.revoked_at else ""
+            table.add_row(str(key.id), key.name, key.hint, " ".join(key.scopes), used, revoked)
+    console.print(table)
+
+
+@api_keys.command()
+def revoke(key_id: UUID) -> None:
+    """End a key at once."""
+    with _tx() as (tx, _):
+        keys.revoke(tx, key_id)
+    console.print("revoked")
+
+
+def _become(*command: str) -> None:
+    """Replace this process, so that signals reach the service itself."""
+    environment = supervisor.environment(supervisor.join_embedded(load()))
+    os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own argument list
+
+
+if __name__ == "__main__":
+    main()

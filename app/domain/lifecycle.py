@@ -1,0 +1,104 @@
+"""★ The state machine: what a request and a job may become, and nothing else.
+
+A request is one person's demand to be forgotten; a job is one update of one model, which serves many requests.
+
+    request   received ──► queued ──► in_progress ──► completed ──► queued     (a rollback undid the deletion)
+                 │            │            ├────────► no_data                  (no model ever saw the person)
+                 │            │            └────────► needs_attention ──► queued (an operator tried again)
+                 ├─► needs_attention       (nothing is connected: no model is registered)
+                 ├────────────┴─► cancelled
+
+    job       queued ──► located ──► unlearned ──► verified ──► published ──► certified
+                ▲  │        ▲            │             │
+                │  └► empty └────────────┘             │   unlearned → located: not proven, next rung of the ladder
+                └──────────────────────────────────────┘   verified → queued: the model moved on, begin again on it
+              any open status ──► failed                   (needs a person; requests show needs_attention)
+
+``no_data``, ``cancelled``, ``certified``, ``empty`` and ``failed`` are final; a retry is a new job. Every move is
+written by :mod:`app.storage.moves` as compare-and-set, together with its event.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from app.errors import IllegalMove
+
+
+class RequestStatus(StrEnum):
+    """Where an erasure request stands."""
+
+    RECEIVED = "received"
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    NO_DATA = "no_data"
+    CANCELLED = "cancelled"
+    NEEDS_ATTENTION = "needs_attention"
+
+
+class JobStatus(StrEnum):
+    """How far the update of one model has come."""
+
+    QUEUED = "queued"
+    LOCATED = "located"
+    UNLEARNED = "unlearned"
+    VERIFIED = "verified"
+    PUBLISHED = "published"
+    CERTIFIED = "certified"
+    EMPTY = "empty"
+    FAILED = "failed"
+
+
+_R, _J = RequestStatus, JobStatus
+
+REQUEST_MOVES: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
+    _R.RECEIVED: frozenset({_R.QUEUED, _R.CANCELLED, _R.NEEDS_ATTENTION}),
+    _R.QUEUED: frozenset({_R.IN_PROGRESS, _R.CANCELLED, _R.NEEDS_ATTENTION}),
+    _R.IN_PROGRESS: frozenset({_R.COMPLETED, _R.NO_DATA, _R.NEEDS_ATTENTION}),
+    _R.NEEDS_ATTENTION: frozenset({_R.QUEUED}),
+    _R.COMPLETED: frozenset({_R.QUEUED}),
+    _R.NO_DATA: frozenset(),
+    _R.CANCELLED: frozenset(),
+}
+
+JOB_MOVES: Final[dict[JobStatus, frozenset[JobStatus]]] = {
+    _J.QUEUED: frozenset({_J.LOCATED, _J.EMPTY, _J.FAILED}),
+    _J.LOCATED: frozenset({_J.UNLEARNED, _J.FAILED}),
+    _J.UNLEARNED: frozenset({_J.VERIFIED, _J.LOCATED, _J.FAILED}),
+    _J.VERIFIED: frozenset({_J.PUBLISHED, _J.QUEUED, _J.FAILED}),
+    _J.PUBLISHED: frozenset({_J.CERTIFIED, _J.FAILED}),
+    _J.FAILED: frozenset(),
+    _J.CERTIFIED: frozenset(),
+    _J.EMPTY: frozenset(),
+}
+
+REQUEST_ENDED: Final = frozenset({_R.COMPLETED, _R.NO_DATA, _R.CANCELLED})
+"""Statuses in which a request's clock has stopped."""
+CANCELLABLE: Final = frozenset({_R.RECEIVED, _R.QUEUED})
+"""Statuses from which the portal may take its request back: nothing has been destroyed yet."""
+JOB_OPEN: Final = frozenset({_J.QUEUED, _J.LOCATED, _J.UNLEARNED, _J.VERIFIED, _J.PUBLISHED})
+"""Statuses in which a worker still has something to do."""
+
+
+def check_request(now: RequestStatus, then: RequestStatus) -> None:
+    """Refuse a move of a request that the machine does not have.
+
+    >>> check_request(RequestStatus.RECEIVED, RequestStatus.COMPLETED)
+    Traceback (most recent call last):
+    app.errors.IllegalMove: a request that is received can't become completed
+    """
+    if then not in REQUEST_MOVES[now]:
+        raise IllegalMove(f"a request that is {now} can't become {then}")
+
+
+def check_job(now: JobStatus, then: JobStatus) -> None:
+    """Refuse a move of a job that the machine does not have.
+
+    >>> check_job(JobStatus.CERTIFIED, JobStatus.QUEUED)
+    Traceback (most recent call last):
+    app.errors.IllegalMove: a job that is certified can't become queued
+    """
+    if then not in JOB_MOVES[now]:
+        raise IllegalMove(f"a job that is {now} can't become {then}")

@@ -1,0 +1,40 @@
+"""The HTTP application; nothing happens at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import logs
+from app.api import health, models, problems, requests, webhooks
+from app.api.context import Context
+from app.settings import Settings, load
+from app.storage.sessions import connect
+
+_DESCRIPTION = """Carries GDPR erasure requests through to trained models.
+
+Authenticate with `Authorization: Bearer exk_…` (`expunge keys create`). Errors are RFC 9457 problem documents and
+never repeat what you sent. All times are RFC 3339 with a zone."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; without ``settings`` they come from the environment when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        chosen = settings or load()
+        logs.configure(chosen.log_level)
+        for name in ("index_key", "wrapping_key", "signing_key"):
+            chosen.key(name)  # a missing secret stops the start, not the first request
+        engine = connect(chosen.sqlalchemy_url(), pool_size=20)
+        app.state.context = Context(settings=chosen, engine=engine)
+        yield
+        engine.dispose()
+
+    app = FastAPI(title="Expunge", version="1", description=_DESCRIPTION, lifespan=lifespan)
+    for router in (requests.router, models.router, webhooks.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    return app

@@ -1,0 +1,136 @@
+"""The environment, read once into one frozen object; nobody else looks at ``os.environ``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import timedelta
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import Misconfigured
+
+
+class Settings(BaseSettings):
+    """All knobs. Variables are named ``EXPUNGE_<FIELD>``, but for the two that every host knows by another name."""
+
+    model_config = SettingsConfigDict(env_prefix="EXPUNGE_", frozen=True, extra="ignore", populate_by_name=True)
+
+    database_url: str = Field(default="", validation_alias="DATABASE_URL")
+    """PostgreSQL >= 15, as ``postgresql://…``."""
+    redis_url: SecretStr = Field(default=SecretStr(""), validation_alias="REDIS_URL")
+    """The doorbell; losing all of it loses nothing."""
+    home: Path = Path(".expunge")
+    """Local state: embedded services, generated secrets, the default model store."""
+    store: str = ""
+    """Model store as an fsspec URL; empty means ``<home>/store``."""
+    recipes: Path | None = None
+    """TOML file: model name -> ``package.module:recipe``. Code is named here by an operator, never by the database."""
+
+    index_key: SecretStr = SecretStr("")
+    """Keys the hashes by which users are looked up; 32 bytes, base64. Losing it loses every mapping."""
+    wrapping_key: SecretStr = SecretStr("")
+    """Wraps the per-request keys; 32 bytes, base64, kept outside PostgreSQL."""
+    signing_key: SecretStr = SecretStr("")
+    """Ed25519 seed that signs certificates; 32 bytes, base64."""
+
+    controller: str = "unnamed controller"
+    """Legal entity that answers for the data; printed on certificates."""
+    time_zone: str = "UTC"
+    """Time zone in which the controller's Art. 12(3) months are counted."""
+    coalesce_seconds: float = Field(default=5.0, ge=0)
+    """How long a job waits for more requests to the same model."""
+    batch_requests: int = Field(default=256, ge=1)
+    """Requests that one job takes at most."""
+    lease_seconds: float = Field(default=15.0, gt=0)
+    """A job whose worker is silent for this long is given to another."""
+    step_seconds: float = Field(default=6 * 3600.0, gt=0)
+    """A torch step that runs longer is killed."""
+    max_attempts: int = Field(default=5, ge=1)
+    """Attempts at one step before a person has to look."""
+    pulse_seconds: float = Field(default=5.0, gt=0)
+    """How often a sign of life is asked of each queue."""
+    webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks that webhooks may reach although they are not public, comma-separated CIDRs."""
+    log_level: str = "INFO"
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        return (
+            tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        ZoneInfo(value)
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The controller's time zone."""
+        return ZoneInfo(self.time_zone)
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a claim lasts without a heartbeat."""
+        return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def store_url(self) -> str:
+        """Where weights live."""
+        return self.store or (self.home.absolute() / "store").as_uri()
+
+    @property
+    def recipes_path(self) -> Path:
+        """The operator's list of recipes."""
+        return self.recipes or self.home / "recipes.toml"
+
+    def sqlalchemy_url(self) -> str:
+        """``database_url`` with the driver we use.
+
+        Raises:
+            Misconfigured: ``DATABASE_URL`` is missing or names another database.
+        """
+        scheme, separator, rest = self.database_url.partition("://")
+        if not separator or scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
+            raise Misconfigured("DATABASE_URL must be set to postgresql://…; `expunge up` starts a database by itself")
+        return f"postgresql+psycopg://{rest}"
+
+    def key(self, name: str) -> bytes:
+        """The 32 bytes of ``index_key``, ``wrapping_key`` or ``signing_key``.
+
+        Raises:
+            Misconfigured: The key is missing, not base64 or not 32 bytes.
+        """
+        secret: SecretStr = getattr(self, name)
+        try:
+            raw = base64.b64decode(secret.get_secret_value(), validate=True)
+        except binascii.Error:
+            raw = b""
+        if len(raw) != 32 or len(set(raw)) < 8:  # 32 equal bytes are somebody's placeholder
+            raise Misconfigured(f"EXPUNGE_{name.upper()} must be 32 random bytes in base64: openssl rand -base64 32")
+        return raw
+
+
+@cache
+def load() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        Misconfigured: A variable can't be read; named, but its value is not shown.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        names = sorted({str(e["loc"][0]) for e in error.errors()})
+        raise Misconfigured(f"these settings can't be read: {', '.join(names)}") from None

@@ -1,0 +1,1 @@
+"""PostgreSQL: tables, sessions, and one file per noun that reads and writes it."""

@@ -1,0 +1,185 @@
+"""Erasure requests: written once at intake, read in order of arrival; their status moves in moves.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Row, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.domain.lifecycle import REQUEST_ENDED, RequestStatus
+from app.errors import NotFound
+from app.storage.tables import (
+    Certificate,
+    ErasureRequest,
+    Event,
+    Idempotency,
+    Job,
+    Model,
+    RequestKey,
+    Suppression,
+    Target,
+)
+
+
+def add(tx: Session, request: ErasureRequest) -> UUID | None:
+    """Insert a request; none when the same demand is already open."""
+    values = {
+        column.key: getattr(request, column.key)
+        for column in ErasureRequest.__table__.columns
+        if column.key not in {"sequence", "status"} and getattr(request, column.key) is not None
+    }
+    return tx.scalar(insert(ErasureRequest).values(values).on_conflict_do_nothing().returning(ErasureRequest.id))
+
+
+def get(tx: Session, request_id: UUID) -> ErasureRequest:
+    """One request.
+
+    Raises:
+        NotFound: No such request.
+    """
+    request = tx.get(ErasureRequest, request_id)
+    if request is None:
+        raise NotFound("there is no erasure request with this id")
+    return request
+
+
+def locked(tx: Session, request_id: UUID) -> ErasureRequest:
+    """One request, held until the transaction ends.
+
+    Raises:
+        NotFound: No such request.
+    """
+    request = tx.get(ErasureRequest, request_id, with_for_update=True, populate_existing=True)
+    if request is None:
+        raise NotFound("there is no erasure request with this id")
+    return request
+
+
+def open_twin(tx: Session, dedupe_key: bytes) -> ErasureRequest | None:
+    """The open request that makes the same demand."""
+    return tx.scalar(select(ErasureRequest).where(ErasureRequest.dedupe_key == dedupe_key))
+
+
+def page(
+    tx: Session, *, after: int, limit: int, status: RequestStatus | None = None, reference: str | None = None
+) -> Sequence[ErasureRequest]:
+    """Requests in order of arrival, beginning behind the cursor ``after``."""
+    query = select(ErasureRequest).where(ErasureRequest.sequence > after).order_by(ErasureRequest.sequence).limit(limit)
+    if status:
+        query = query.where(ErasureRequest.status == status)
+    if reference:
+        query = query.where(ErasureRequest.reference == reference)
+    return tx.scalars(query).all()
+
+
+def received(tx: Session, *, limit: int) -> Sequence[ErasureRequest]:
+    """Requests that wait to be planned, oldest first; another planner's are left to it."""
+    return tx.scalars(
+        select(ErasureRequest)
+        .where(ErasureRequest.status == RequestStatus.RECEIVED)
+        .order_by(ErasureRequest.sequence)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]:
+    """The job's open requests with their targets, locked in one order so that two jobs can't deadlock."""
+    rows = tx.execute(
+        select(ErasureRequest, Target)
+        .join(Target, Target.request_id == ErasureRequest.id)
+        .where(Target.job_id == job_id, ErasureRequest.status.not_in(REQUEST_ENDED))
+        .order_by(ErasureRequest.sequence)
+        .with_for_update(of=ErasureRequest)
+        .execution_options(populate_existing=True)
+    ).all()
+    return [(row[0], row[1]) for row in rows]
+
+
+def targets(tx: Session, request_ids: Sequence[UUID]) -> Sequence[Row[tuple[UUID, str, str, str | None, UUID]]]:
+    """How the requests stand with each model: (request id, model, job status, result, job id)."""
+    return tx.execute(
+        select(Target.request_id, Model.name, Job.status, Target.result, Job.id)
+        .join(Model, Model.id == Target.model_id)
+        .join(Job, Job.id == Target.job_id)
+        .where(Target.request_id.in_(request_ids))
+        .order_by(Model.name)
+    ).all()
+
+
+def results(tx: Session, request_id: UUID) -> list[str | None]:
+    """The results of one request over its models; none where a job is still at it."""
+    return list(tx.scalars(select(Target.result).where(Target.request_id == request_id)).all())
+
+
+def events(tx: Session, request_id: UUID) -> Sequence[Event]:
+    """What happened to a request and to the jobs that serve it, in order."""
+    jobs = select(Target.job_id).where(Target.request_id == request_id)
+    return tx.scalars(
+        select(Event).where((Event.request_id == request_id) | Event.job_id.in_(jobs)).order_by(Event.id)
+    ).all()
+
+
+def certificates(tx: Session, request_id: UUID) -> Sequence[Certificate]:
+    """The request's certificates, newest first; an older one is superseded."""
+    return tx.scalars(
+        select(Certificate).where(Certificate.request_id == request_id).order_by(Certificate.issued_at.desc())
+    ).all()
+
+
+def suppress(tx: Session, request: ErasureRequest) -> None:
+    """Write down that this person must not come back; the row is there before anything is destroyed."""
+    if request.suppression_key is None:
+        return  # a deletion that a rollback undid: the ledger has had it since the first time
+    for name in request.models or ["*"]:
+        tx.execute(
+            insert(Suppression).values(suppression_key=request.suppression_key, model=name).on_conflict_do_nothing()
+        )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an Idempotency-Key was answered with."""
+
+    request_id: UUID
+    body_digest: bytes
+    wrapped_key: bytes | None
+    """None once the request has ended and its key is gone."""
+
+
+def answered(tx: Session, client_id: UUID, key_digest: bytes) -> Answered | None:
+    """The earlier answer to this key, if there was one."""
+    row = tx.execute(
+        select(Idempotency.request_id, Idempotency.body_digest, RequestKey.wrapped)
+        .outerjoin(RequestKey, RequestKey.request_id == Idempotency.request_id)
+        .where(Idempotency.client_id == client_id, Idempotency.key_digest == key_digest)
+    ).first()
+    return Answered(*row) if row else None
+
+
+def remember_answer(tx: Session, client_id: UUID, key_digest: bytes, *, body_digest: bytes, request_id: UUID) -> bool:
+    """Bind a key to its answer; false when another transaction did so first."""
+    return (
+        tx.scalar(
+            insert(Idempotency)
+            .values(client_id=client_id, key_digest=key_digest, body_digest=body_digest, request_id=request_id)
+            .on_conflict_do_nothing()
+            .returning(Idempotency.request_id)
+        )
+        is not None
+    )
+
+
+def expire_answers(tx: Session, *, older_than: timedelta) -> None:
+    """Forget Idempotency-Keys past their published lifetime."""
+    tx.execute(delete(Idempotency).where(Idempotency.created_at < func.now() - older_than))
+
+
+def oldest_open(tx: Session) -> datetime | None:
+    """When the oldest request without an end arrived."""
+    return tx.scalar(select(func.min(ErasureRequest.received_at)).where(ErasureRequest.closed_at.is_(None)))

@@ -1,0 +1,48 @@
+"""Engine and transactions: one use case is one transaction, and nothing answers before COMMIT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from app.errors import Unavailable
+
+
+def connect(url: str, *, pool_size: int = 10) -> Engine:
+    """An engine for ``url``; connections are checked before use, so a restarted PostgreSQL costs one round trip."""
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        hide_parameters=True,  # statements in exceptions must not show what they carried
+        connect_args={
+            "connect_timeout": 5,
+            "options": "-c timezone=UTC -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s",
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Session]:
+    """A session that commits at the end of the block or leaves nothing.
+
+    Raises:
+        Unavailable: PostgreSQL can't be reached or went away; nothing was written, unless the
+            connection broke during COMMIT itself, which the caller's repeat will find out.
+    """
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    except (OperationalError, PoolTimeout) as error:
+        raise Unavailable("the database can't be reached; nothing was accepted, send it again") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable("the database went away; send it again") from error
+        raise

@@ -1,0 +1,345 @@
+"""All tables: PostgreSQL remembers, everything else may be lost."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.domain.lifecycle import JOB_OPEN, REQUEST_ENDED, JobStatus, RequestStatus
+
+
+class Table(DeclarativeBase):
+    """The parent of all tables: timestamps carry a zone, strings are text, names of constraints are predictable."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        datetime: DateTime(timezone=True),
+        str: Text(),
+        bytes: LargeBinary(),
+        list[str]: ARRAY(Text()),
+        list[int]: ARRAY(BigInteger()),
+        dict[str, Any]: JSONB(),  # Any: JSON
+    }
+
+
+def _in(column: str, statuses: frozenset[RequestStatus] | frozenset[JobStatus]) -> str:
+    return f"{column} IN ({', '.join(sorted(repr(str(s)) for s in statuses))})"
+
+
+def _now() -> Mapped[datetime]:
+    return mapped_column(server_default=func.now())
+
+
+class ApiKey(Table):
+    """Who may call; only the SHA-256 of the key is here."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str]
+    hint: Mapped[str]
+    """First characters of the key, to recognise it by."""
+    digest: Mapped[bytes] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _now()
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class ErasureRequest(Table):
+    """One person's demand to be forgotten, and the clock that runs on it."""
+
+    __tablename__ = "erasure_requests"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    """Order of arrival; the cursor of the list."""
+    status: Mapped[str] = mapped_column(server_default=RequestStatus.RECEIVED.value)
+    origin: Mapped[str] = mapped_column(server_default="portal")
+    """``portal``, or ``suppression``: a new model version was trained on an erased person."""
+    client_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
+    reference: Mapped[str | None]
+    """The portal's own ticket."""
+    models: Mapped[list[str] | None]
+    """Models asked for; none means all."""
+    received_at: Mapped[datetime]
+    deadline: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+    """Why it is where it is, where the status alone does not say."""
+    subject_key: Mapped[UUID | None]
+    """Keyed hash of the user id; gone at the end."""
+    suppression_key: Mapped[bytes | None]
+    """Other keyed hash of the user id, for the ledger; gone at the end."""
+    sealed_user_id: Mapped[bytes | None]
+    """The user id under the request's own key; gone at the end."""
+    dedupe_key: Mapped[bytes | None]
+    """Keyed hash of the whole demand: the same demand while one is open is the same request."""
+    __table_args__ = (
+        CheckConstraint(_in("status", frozenset(RequestStatus)), name="status"),
+        CheckConstraint(
+            f"NOT ({_in('status', REQUEST_ENDED)}) OR (closed_at IS NOT NULL AND subject_key IS NULL"
+            " AND suppression_key IS NULL AND sealed_user_id IS NULL AND dedupe_key IS NULL)",
+            name="ended_means_forgotten",
+        ),
+        Index(
+            "ix_erasure_requests_dedupe_key", "dedupe_key", unique=True, postgresql_where=text("dedupe_key IS NOT NULL")
+        ),
+        Index("ix_erasure_requests_received", "sequence", postgresql_where=text("status = 'received'")),
+        Index("ix_erasure_requests_open", "received_at", postgresql_where=text("closed_at IS NULL")),
+    )
+
+
+class RequestKey(Table):
+    """The key of one request's user id, wrapped by a key that PostgreSQL does not have; deleted at the end."""
+
+    __tablename__ = "request_keys"
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), primary_key=True)
+    wrapped: Mapped[bytes]
+
+
+class Idempotency(Table):
+    """Which request answered which Idempotency-Key; kept for a day."""
+
+    __tablename__ = "idempotency_keys"
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key_digest: Mapped[bytes] = mapped_column(primary_key=True)
+    """Keyed hash: callers put anything into such keys."""
+    body_digest: Mapped[bytes]
+    """HMAC of the body under the request's own key: meaningless once that is shredded."""
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"))
+    created_at: Mapped[datetime] = _now()
+
+
+class Suppression(Table):
+    """People who must not come back: written before anything is destroyed, never deleted."""
+
+    __tablename__ = "suppressions"
+    suppression_key: Mapped[bytes] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    """A model's name, or ``*`` for every model there is and will be."""
+    since: Mapped[datetime] = _now()
+
+
+class Model(Table):
+    """A deployed model and which version of it is live."""
+
+    __tablename__ = "models"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(unique=True)
+    recipe: Mapped[str]
+    """For people only: workers take the code from the operator's recipe list."""
+    current_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("model_versions.id", use_alter=True))
+    created_at: Mapped[datetime] = _now()
+
+
+class Manifest(Table):
+    """Which samples a version was trained on; the users behind them are in ``postings``."""
+
+    __tablename__ = "manifests"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
+    digest: Mapped[str]
+    samples: Mapped[int]
+    """Training samples."""
+    users: Mapped[int]
+    """People behind the training samples."""
+    created_at: Mapped[datetime] = _now()
+
+
+class ManifestSamples(Table):
+    """The sample ids of a manifest in runs of at most 65 536, with and without a user."""
+
+    __tablename__ = "manifest_samples"
+    manifest_id: Mapped[UUID] = mapped_column(ForeignKey("manifests.id"), primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    """``train``, or ``heldout``: samples of people the model never saw."""
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    sample_ids: Mapped[list[int]]
+
+
+class Posting(Table):
+    """One user's samples in one manifest, under a keyed hash of the user id (19 bytes a pair, measured)."""
+
+    __tablename__ = "postings"
+    manifest_id: Mapped[UUID] = mapped_column(ForeignKey("manifests.id"), primary_key=True)
+    subject_key: Mapped[UUID] = mapped_column(primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    sample_ids: Mapped[list[int]]
+
+
+class ModelVersion(Table):
+    """Weights that were live once, where they came from and what was found about them."""
+
+    __tablename__ = "model_versions"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int]
+    weights: Mapped[str]
+    """sha256 of the safetensors file."""
+    residual: Mapped[str | None]
+    """sha256 of the training gradient left at the registered weights, which the engine corrects for."""
+    manifest_id: Mapped[UUID] = mapped_column(ForeignKey("manifests.id"))
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("model_versions.id"))
+    """The version it was computed from: deletions add up along this line."""
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
+    origin: Mapped[str]
+    """``registered``, ``unlearned``, ``retrained`` or ``rolled_back``."""
+    report: Mapped[dict[str, Any] | None]  # Any: JSON
+    published_at: Mapped[datetime] = _now()
+    retired_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("model_id", "number"),)
+
+
+class Job(Table):
+    """One update of one model: held by a lease with a fencing token, coalescing many requests."""
+
+    __tablename__ = "jobs"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
+    status: Mapped[str] = mapped_column(server_default=JobStatus.QUEUED.value)
+    created_at: Mapped[datetime] = _now()
+    not_before: Mapped[datetime] = _now()
+    """Coalescing window, later the backoff after a failed attempt."""
+    fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Counts claims; a write by an older holder changes nothing. 0 = requests may still join."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """Claims since the last move."""
+    lease_until: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
+    rings: Mapped[int] = mapped_column(server_default="0")
+    """Rings since the last claim."""
+    base_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("model_versions.id"))
+    rung: Mapped[int] = mapped_column(server_default="0")
+    """Rung of the ladder: 0 influence, 1 retraining."""
+    candidate: Mapped[str | None]
+    """sha256 of the weights waiting to be verified or published."""
+    report: Mapped[dict[str, Any] | None]  # Any: JSON
+    progress: Mapped[float | None]
+    """Fraction of the running step, for people who wait."""
+    error: Mapped[str | None]
+    closed_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint(_in("status", frozenset(JobStatus)), name="status"),
+        Index("ix_jobs_open", "created_at", postgresql_where=text(_in("status", JOB_OPEN))),
+        Index(
+            "ix_jobs_one_collecting_per_model",
+            "model_id",
+            unique=True,
+            postgresql_where=text("status = 'queued' AND fence = 0"),
+        ),
+    )
+
+
+class Target(Table):
+    """One request against one model: which job serves it, and how it ended there."""
+
+    __tablename__ = "targets"
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), index=True)
+    sample_ids: Mapped[list[int] | None]
+    """What ``locate`` found, while the job is open."""
+    result: Mapped[str | None]
+    """``forgotten``, ``no_data`` or ``already_forgotten``."""
+
+
+class Forgotten(Table):
+    """Tombstones: one forgotten person's samples in one manifest, without the person.
+
+    A version holds every deletion of the jobs along its line of parents. What a job took out of a manifest and a
+    version of that manifest does not hold (after a rollback) is taken out again by that version's next job.
+    """
+
+    __tablename__ = "forgotten_samples"
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    manifest_id: Mapped[UUID] = mapped_column(ForeignKey("manifests.id"), primary_key=True, index=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    sample_ids: Mapped[list[int]]
+
+
+class Certificate(Table):
+    """The signed statement that a request ended with: what was done, how it was checked, what is not claimed."""
+
+    __tablename__ = "certificates"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    envelope: Mapped[dict[str, Any]]  # Any: JSON, a DSSE envelope
+    issued_at: Mapped[datetime] = _now()
+
+
+class Event(Table):
+    """What happened, in order; append-only by trigger."""
+
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = _now()
+    type: Mapped[str]
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    model_id: Mapped[UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  # Any: JSON
+
+
+class WebhookEndpoint(Table):
+    """Where a portal wants to be told."""
+
+    __tablename__ = "webhook_endpoints"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    url: Mapped[str]
+    sealed_secret: Mapped[bytes]
+    created_at: Mapped[datetime] = _now()
+    disabled_at: Mapped[datetime | None]
+    disabled_because: Mapped[str | None]
+
+
+class WebhookDelivery(Table):
+    """A promised message, written with the fact it tells of, and the log of its attempts."""
+
+    __tablename__ = "webhook_deliveries"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    body: Mapped[bytes]
+    created_at: Mapped[datetime] = _now()
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    """When to try (again); none: delivered or given up."""
+    delivered_at: Mapped[datetime | None]
+    last_outcome: Mapped[str | None]
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+    )
+
+
+class Pulse(Table):
+    """When a consumer of a queue last heard us through the broker."""
+
+    __tablename__ = "pulses"
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    heard_at: Mapped[datetime]

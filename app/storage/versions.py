@@ -1,0 +1,177 @@
+"""Models and their versions: which one is live (compare-and-set), and what each line of versions has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session, aliased
+
+from app.domain.lifecycle import RequestStatus
+from app.errors import BaseMoved, NotFound
+from app.storage.tables import ErasureRequest, Forgotten, Job, Manifest, Model, ModelVersion, Target
+
+
+def models(tx: Session) -> Sequence[Model]:
+    """All models by name."""
+    return tx.scalars(select(Model).order_by(Model.name)).all()
+
+
+def model(tx: Session, name: str) -> Model:
+    """One model.
+
+    Raises:
+        NotFound: No model of this name is registered.
+    """
+    found = tx.scalar(select(Model).where(Model.name == name).execution_options(populate_existing=True))
+    if found is None:
+        raise NotFound("no model of this name is registered")
+    return found
+
+
+def locked(tx: Session, name: str) -> Model | None:
+    """One model, held until the transaction ends: nobody publishes meanwhile."""
+    return tx.scalar(
+        select(Model).where(Model.name == name).with_for_update().execution_options(populate_existing=True)
+    )
+
+
+def unknown(tx: Session, names: Iterable[str]) -> list[str]:
+    """Those names that no model has."""
+    wanted = set(names)
+    return sorted(wanted - set(tx.scalars(select(Model.name).where(Model.name.in_(wanted))).all()))
+
+
+def live(tx: Session, names: Sequence[str] | None) -> Sequence[Model]:
+    """Models with a live version; all of them, or those named."""
+    query = select(Model).where(Model.current_version_id.is_not(None)).order_by(Model.name)
+    return tx.scalars(query.where(Model.name.in_(names)) if names else query).all()
+
+
+def versions(tx: Session, model_id: UUID) -> Sequence[ModelVersion]:
+    """A model's versions, newest first."""
+    return tx.scalars(
+        select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number.desc())
+    ).all()
+
+
+def version(tx: Session, version_id: UUID) -> ModelVersion:
+    """One version."""
+    return tx.get_one(ModelVersion, version_id)
+
+
+def numbered(tx: Session, model_id: UUID, number: int) -> ModelVersion:
+    """The version with this number.
+
+    Raises:
+        NotFound: The model has no such version.
+    """
+    found = tx.scalar(select(ModelVersion).where(ModelVersion.model_id == model_id, ModelVersion.number == number))
+    if found is None:
+        raise NotFound(f"the model has no version {number}")
+    return found
+
+
+def publish(tx: Session, made: ModelVersion, *, base_id: UUID | None) -> ModelVersion:
+    """Make new weights the live version, if ``base_id`` still is, and retire that; numbers the version.
+
+    Raises:
+        BaseMoved: Somebody else published meanwhile; publishing now would undo their deletion. Nothing was written.
+    """
+    unmoved = Model.current_version_id == base_id if base_id else Model.current_version_id.is_(None)
+    won = tx.scalar(select(Model.id).where(Model.id == made.model_id, unmoved).with_for_update())
+    if won is None:
+        raise BaseMoved("the model has a newer version than the one this was computed from")
+    # The row lock orders all publishers of this model: nobody else takes the next number.
+    latest = tx.scalar(select(func.max(ModelVersion.number)).where(ModelVersion.model_id == made.model_id))
+    made.number = (latest or 0) + 1
+    tx.add(made)
+    tx.flush()
+    tx.execute(update(Model).where(Model.id == made.model_id).values(current_version_id=made.id))
+    tx.execute(update(ModelVersion).where(ModelVersion.id == base_id).values(retired_at=func.now()))
+    return made
+
+
+def _line(version_id: UUID) -> Any:  # Any: a CTE, whose type SQLAlchemy doesn't name
+    line = (
+        select(ModelVersion.id, ModelVersion.parent_id, ModelVersion.job_id)
+        .where(ModelVersion.id == version_id)
+        .cte("line", recursive=True)
+    )
+    parent = aliased(ModelVersion)
+    return line.union_all(select(parent.id, parent.parent_id, parent.job_id).join(line, parent.id == line.c.parent_id))
+
+
+def forgotten(tx: Session, at: ModelVersion) -> set[int]:
+    """Samples of the version's manifest that its line of deletions has taken out."""
+    line = _line(at.id)
+    rows = tx.scalars(
+        select(Forgotten.sample_ids)
+        .join(line, line.c.job_id == Forgotten.job_id)
+        .where(Forgotten.manifest_id == at.manifest_id)
+    )
+    return {sample_id for ids in rows for sample_id in ids}
+
+
+def missing(tx: Session, at: ModelVersion) -> list[list[int]]:
+    """Deletions made in this version's manifest that the version does not hold: what a rollback undid."""
+    gone = forgotten(tx, at)
+    rows = tx.scalars(
+        select(Forgotten.sample_ids)
+        .where(Forgotten.manifest_id == at.manifest_id)
+        .order_by(Forgotten.job_id, Forgotten.ordinal)
+    )
+    return [ids for ids in rows if not gone.issuperset(ids)]
+
+
+def bury(tx: Session, *, job_id: UUID, manifest_id: UUID, groups: Iterable[Sequence[int]]) -> None:
+    """Keep what a job took out of a manifest, one group per person, in an order that says nothing about requests."""
+    first = tx.scalar(
+        select(func.coalesce(func.max(Forgotten.ordinal) + 1, 0)).where(
+            Forgotten.job_id == job_id, Forgotten.manifest_id == manifest_id
+        )
+    )
+    for ordinal, group in enumerate(sorted(sorted(g) for g in groups if g), start=first or 0):
+        tx.execute(insert(Forgotten).values(job_id=job_id, manifest_id=manifest_id, ordinal=ordinal, sample_ids=group))
+
+
+def other_manifests(tx: Session, model_id: UUID, *, than: UUID) -> Sequence[UUID]:
+    """Manifests of earlier versions, to which a rollback could go."""
+    return tx.scalars(select(Manifest.id).where(Manifest.model_id == model_id, Manifest.id != than)).all()
+
+
+def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
+    """Completed requests whose deletion the version ``to`` does not hold, locked."""
+    line = _line(to.id)
+    jobs = (
+        select(Forgotten.job_id)
+        .join(Job, Job.id == Forgotten.job_id)
+        .where(
+            Forgotten.manifest_id == to.manifest_id,
+            Forgotten.job_id.not_in(select(line.c.job_id).where(line.c.job_id.is_not(None))),
+        )
+    )
+    return tx.scalars(
+        select(ErasureRequest)
+        .join(Target, Target.request_id == ErasureRequest.id)
+        .where(
+            Target.job_id.in_(jobs),
+            Target.model_id == to.model_id,
+            Target.result.is_distinct_from("no_data"),
+            ErasureRequest.status == RequestStatus.COMPLETED,
+        )
+        .order_by(ErasureRequest.sequence)
+        .with_for_update(of=ErasureRequest)
+    ).all()
+
+
+def made_by(tx: Session, job_id: UUID) -> ModelVersion | None:
+    """The version that a job published, if it did."""
+    return tx.scalar(select(ModelVersion).where(ModelVersion.job_id == job_id))
+
+
+def of_job(tx: Session, job_id: UUID) -> ModelVersion:
+    """The version that a published job made."""
+    return tx.scalars(select(ModelVersion).where(ModelVersion.job_id == job_id)).one()

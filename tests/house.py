@@ -1,0 +1,175 @@
+"""A whole installation for one test: real servers, real processes, a registered model and an API key."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from app import keymaking, supervisor
+from app.api.auth import Scope
+from app.queue import IO, UNLEARN
+from app.settings import Settings
+from app.storage.sessions import connect, transaction
+from tests import toy
+from tests.faults import wait_until
+
+ENDED = {"completed", "no_data", "cancelled", "needs_attention"}
+
+
+def settings_for(home: Path, database_url: str, redis_url: str = "", **changes: Any) -> Settings:
+    """Settings of a test installation: its own keys, short leases, no coalescing window."""
+    key = lambda: SecretStr(base64.b64encode(os.urandom(32)).decode())  # noqa: E731
+    return Settings().model_copy(
+        update={
+            "home": home,
+            "database_url": database_url,
+            "redis_url": SecretStr(redis_url),
+            "index_key": key(),
+            "wrapping_key": key(),
+            "signing_key": key(),
+            "coalesce_seconds": 0.5,
+            "lease_seconds": 4.0,
+            "pulse_seconds": 1.0,
+            **changes,
+        }
+    )
+
+
+@dataclass
+class Installation:
+    """Processes by name, and what a portal needs to talk to them."""
+
+    settings: Settings
+    engine: Engine
+    directory: Path
+    port: int
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "processes.log"
+
+    def start(self, name: str) -> None:
+        """Start one process of the house (again)."""
+        with self.log.open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *self.commands[name]],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=30
+        )
+
+    def wait_for_api(self) -> None:
+        def answers() -> bool:
+            try:
+                return httpx.get(f"http://127.0.0.1:{self.port}/health/live", timeout=1).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(answers, 30, "the API answers")
+
+    def demand(self, person: int, **more: Any) -> UUID:
+        """POST one erasure request; it must be accepted."""
+        with self.client() as client:
+            answer = client.post("/v1/erasure-requests", json={"user_id": toy.user_id(person), **more})
+        assert answer.status_code == 202, answer.text
+        return UUID(answer.json()["id"])
+
+    def show(self, request_id: UUID) -> dict[str, Any]:
+        with self.client() as client:
+            answer = client.get(f"/v1/erasure-requests/{request_id}")
+        answer.raise_for_status()
+        return answer.json()
+
+    def wait_until_ended(self, request_id: UUID, timeout_seconds: float = 90) -> dict[str, Any]:
+        wait_until(
+            lambda: self.show(request_id)["status"] in ENDED, timeout_seconds, f"request {request_id} ends", every_seconds=0.2
+        )
+        return self.show(request_id)
+
+    def cli(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the `expunge` command line in this installation."""
+        return subprocess.run(
+            [sys.executable, "-m", "app.cli", *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def register(self, *more: str, without: tuple[int, ...] = ()) -> None:
+        """Register the toy model (again)."""
+        weights, manifest = toy.write_model(self.directory, without=without)
+        done = self.cli(
+            "models", "register", "toy", "--recipe", toy.REFERENCE, "--weights", str(weights), "--manifest", str(manifest), *more
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def installation(
+    home: Path, database_url: str, redis_url: str, *, processes: tuple[str, ...] = (), model: bool = True, **changes: Any
+) -> Iterator[Installation]:
+    """An installation on given servers; starts the processes named, out of api, dispatch, worker-io, worker-unlearn."""
+    settings = settings_for(home, database_url, redis_url, **changes)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = connect(settings.sqlalchemy_url(), pool_size=4)
+    house = Installation(settings, engine, home, port, environment=_environment(settings))
+    house.commands = {
+        "api": supervisor.api_command(host="127.0.0.1", port=port),
+        "dispatch": supervisor.DISPATCH,
+        "worker-io": supervisor.worker_command(IO),
+        "worker-unlearn": supervisor.worker_command(UNLEARN),
+        "worker-unlearn-2": supervisor.worker_command(UNLEARN),
+    }
+    with transaction(engine) as tx:
+        _, house.key = keymaking.create(tx, name="portal", scopes=list(Scope))
+    try:
+        if model:
+            house.register()
+        for name in processes:
+            house.start(name)
+        if "api" in processes:
+            house.wait_for_api()
+        yield house
+    finally:
+        house.stop()
+        engine.dispose()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    fields = ("coalesce_seconds", "lease_seconds", "pulse_seconds", "max_attempts", "step_seconds", "batch_requests")
+    ours = {f"EXPUNGE_{name.upper()}": str(getattr(settings, name)) for name in fields}
+    ours["EXPUNGE_WEBHOOK_ALLOW"] = ",".join(map(str, settings.webhook_allow))
+    return {**supervisor.environment(settings), **ours, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -1,0 +1,1 @@
+"""Everything behind the queue; importing this package imports nothing else."""

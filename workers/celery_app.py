@@ -1,0 +1,47 @@
+"""The doorbell's settings: JSON only, no results, one message at a time, and sockets that notice a dead peer.
+
+Every line below answers a fault that was seen with Celery's Redis transport (../shared/research/service-stack.md §2):
+half-open connections that hang for ever, messages lost between BRPOP and unacked, tasks run twice by the visibility
+timeout. None of them matters, because a message carries only an id and dispatch rings again.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from app import logs, queue
+from app.errors import Misconfigured
+from app.settings import load
+
+settings = load()
+if not settings.redis_url.get_secret_value():
+    raise Misconfigured("REDIS_URL must be set; `expunge up` starts a broker by itself")
+
+celery = Celery("expunge", broker=settings.redis_url.get_secret_value(), include=["workers.tasks"])
+celery.conf.update(
+    accept_content=["json"],
+    task_serializer="json",
+    task_ignore_result=True,
+    task_acks_late=False,  # the lease in PostgreSQL is the redelivery
+    task_routes={
+        queue.ERASE: queue.UNLEARN,
+        queue.PULSE[queue.UNLEARN]: queue.UNLEARN,
+        queue.NOTIFY: queue.IO,
+        queue.PULSE[queue.IO]: queue.IO,
+    },
+    worker_prefetch_multiplier=1,
+    worker_enable_remote_control=False,  # nobody steers workers through the broker
+    worker_send_task_events=False,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 5,
+        "visibility_timeout": 86_400,
+    },
+    task_publish_retry=False,  # the relay is the retry
+)
+logs.configure(settings.log_level)

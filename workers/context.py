@@ -1,0 +1,31 @@
+"""What pipeline steps may touch, built once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+
+from sqlalchemy import Engine
+
+from app.settings import Settings, load
+from app.storage.sessions import connect
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings and the database; the clock is a method so that tests can hold another."""
+
+    settings: Settings
+    engine: Engine
+
+    def now(self) -> datetime:
+        """The current time, with its zone."""
+        return datetime.now(UTC)
+
+
+@cache
+def context() -> Context:
+    """This process's context."""
+    settings = load()
+    return Context(settings=settings, engine=connect(settings.sqlalchemy_url(), pool_size=8))

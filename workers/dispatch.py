@@ -1,0 +1,105 @@
+"""Outbox to queue, at least once: plans what was received, rings for what is due, gives up what died.
+
+PostgreSQL is read, the broker is rung, in that order: a crash between the two costs a repeated ring, never a lost one.
+Several copies may run; rows are picked with SKIP LOCKED.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from uuid import UUID
+
+from kombu.exceptions import OperationalError as BrokerDown
+from redis.exceptions import RedisError
+
+from app import planning, queue
+from app.errors import ExpungeError
+from app.logs import log
+from app.storage import jobs, webhooks
+from app.storage.sessions import transaction
+from workers.celery_app import celery
+from workers.context import Context, context
+
+_TICK_SECONDS = 0.2
+_RING_LIVES_SECONDS = 60
+_AT_ONCE = 100
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    stop = threading.Event()
+
+    def leave(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    log.info("dispatch started")
+    pulse = _Every(context().settings.pulse_seconds)
+    while not stop.wait(_TICK_SECONDS):
+        for act in (_plan, _ring_jobs, _ring_deliveries, *([_pulse] if pulse.due() else [])):
+            _survive(act, context())
+
+
+def _survive(act: Callable[[Context], None], ctx: Context) -> None:
+    """A database or a broker that is away is normal weather; the next tick tries again."""
+    try:
+        act(ctx)
+    except (ExpungeError, BrokerDown, RedisError, OSError) as error:
+        log.warning("dispatch waits", step=act.__name__.strip("_"), kind=type(error).__name__)
+
+
+def _plan(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        planned = planning.plan(tx, now=ctx.now(), settings=ctx.settings)
+    if planned:
+        log.info("planned", count=planned)
+    with transaction(ctx.engine) as tx:
+        planning.sweep(tx, now=ctx.now(), settings=ctx.settings)
+
+
+def _ring_jobs(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        due = jobs.to_ring(tx, max_attempts=ctx.settings.max_attempts, limit=_AT_ONCE)
+    for job_id in due:  # marked as rung before it is rung: if we die here, it is rung again in seconds
+        _ring(queue.ERASE, job_id)
+
+
+def _ring_deliveries(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        due = webhooks.due(tx, limit=_AT_ONCE)
+    for delivery_id in due:
+        _ring(queue.NOTIFY, delivery_id)
+
+
+def _ring(task: str, row_id: UUID) -> None:
+    celery.send_task(task, args=[str(row_id)], expires=_RING_LIVES_SECONDS, ignore_result=True)
+
+
+def _pulse(ctx: Context) -> None:
+    """Ask every queue for a sign of life; it goes the same way as work does."""
+    for name in queue.QUEUES:
+        celery.send_task(queue.PULSE[name], expires=2 * ctx.settings.pulse_seconds, ignore_result=True)
+
+
+class _Every:
+    """True once per ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, 0.0
+
+    def due(self) -> bool:
+        """Whether the time has come; if so, it begins anew."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+if __name__ == "__main__":
+    main()

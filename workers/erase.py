@@ -1,0 +1,229 @@
+"""★ The pipeline of one job: a table of steps, each repeatable, each settled in one transaction.
+
+A step first works outside any transaction, then settles: status, facts, events and promised webhooks commit together
+or not at all. A crash before the commit repeats the step; a crash after it goes on with the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.domain.lifecycle import JobStatus, RequestStatus
+from app.errors import BaseMoved, ExpungeError, LeaseLost, StepFailed
+from app.logs import log
+from app.planning import give_up
+from app.storage import jobs, moves, requests, samples, versions
+from app.storage.sessions import transaction
+from app.storage.tables import Job, ModelVersion
+from workers.certify import finish
+from workers.context import Context
+from workers.lease import Lease
+from workers.torch_step import run_step
+
+Settle = Callable[[Session, Job], None]
+Step = Callable[[Context, Lease, Job], Settle]
+Json = dict[str, Any]  # Any: JSON
+
+RUNGS = ("influence", "retrain")
+"""The ladder: the next rung is taken when the one before is not proven."""
+_CONTROLS = 300
+"""Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
+_BACKOFF_SECONDS = 2
+
+
+def run(ctx: Context, job_id: UUID) -> None:
+    """Take the job, if it is free, through as many steps as it has left."""
+    with transaction(ctx.engine) as tx:
+        job = jobs.claim(tx, job_id, lease=ctx.settings.lease, max_attempts=ctx.settings.max_attempts)
+    if job is None:
+        return  # a repeated ring: somebody has it, or it is done
+    with Lease(ctx, job) as lease:
+        try:
+            while advance(ctx, lease):
+                pass
+        except LeaseLost:
+            log.info("lease lost", job=str(job_id), fence=lease.fence)
+        except Exception as error:  # noqa: BLE001 - whatever a step dies of, the job must be given back with a reason
+            _give_back(ctx, lease, error)
+
+
+def advance(ctx: Context, lease: Lease) -> bool:
+    """Do the job's next step; false when there is none."""
+    with transaction(ctx.engine) as tx:
+        job = jobs.held(tx, lease.job_id, fence=lease.fence)
+    step = STEPS.get(JobStatus(job.status))
+    if step is None:
+        return False
+    log.info("step", job=str(job.id), step=step.__name__, fence=lease.fence)
+    settle = step(ctx, lease, job)
+    with transaction(ctx.engine) as tx:
+        settle(tx, jobs.held(tx, lease.job_id, fence=lease.fence))
+    return True
+
+
+def locate(ctx: Context, _: Lease, __: Job) -> Settle:
+    """Keyed hash of each person → their samples in the live version's manifest, less what is forgotten already."""
+
+    def settle(tx: Session, job: Job) -> None:
+        base = versions.version(tx, _live(tx, job))
+        gone = versions.forgotten(tx, base)
+        for request, target in requests.of_job(tx, job.id):
+            found = samples.lookup(tx, base.manifest_id, request.subject_key).train if request.subject_key else []
+            target.sample_ids = [sample_id for sample_id in found if sample_id not in gone]
+            if request.status == RequestStatus.QUEUED:
+                moves.move_request(
+                    tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
+                )
+        tx.flush()
+        if _groups(tx, job, base.id):
+            moves.move_job(tx, job, JobStatus.LOCATED, base_version_id=base.id, rung=0, candidate=None)
+        else:
+            moves.move_job(tx, job, JobStatus.EMPTY, base_version_id=base.id)
+            finish(tx, job, base, at=ctx.now(), settings=ctx.settings)
+
+    return settle
+
+
+def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
+    """Base weights and samples → candidate weights, by the rung of the ladder that the job is on."""
+    with transaction(ctx.engine) as tx:
+        order = _order(ctx, tx, job)
+    answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
+
+    def settle(tx: Session, job: Job) -> None:
+        moves.move_job(
+            tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report={"rung": RUNGS[job.rung], **answer}
+        )
+
+    return settle
+
+
+def verify(ctx: Context, lease: Lease, job: Job) -> Settle:
+    """Candidate weights → verdict; what is not proven takes the next rung, and after the last one, a person."""
+    report = job.report or {}
+    with transaction(ctx.engine) as tx:
+        order = _order(ctx, tx, job) | {"after": job.candidate, "update": report["update"]}
+        base = versions.version(tx, order["base_version"])
+        forgotten = {sample_id for group in order["forget"] for sample_id in group}
+        order["strangers"] = samples.strangers(tx, base.manifest_id, limit=_CONTROLS)
+        order["members"] = samples.members(
+            tx, base.manifest_id, excluding=forgotten | versions.forgotten(tx, base), limit=_CONTROLS
+        )
+    answer = run_step("verify", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
+
+    def settle(tx: Session, job: Job) -> None:
+        told = {**report, "verdict": answer["verdict"]}
+        if answer["verdict"]["outcome"] == "passed":
+            moves.move_job(tx, job, JobStatus.VERIFIED, report=told)
+        elif job.rung + 1 < len(RUNGS) and answer["can_retrain"]:
+            moves.move_job(tx, job, JobStatus.LOCATED, rung=job.rung + 1, candidate=None, report={"earlier": told})
+        else:
+            give_up(tx, job, now=ctx.now(), reason=f"not proven: {answer['verdict']['sentence']}")
+
+    return settle
+
+
+def publish(_: Context, __: Lease, ___: Job) -> Settle:
+    """Candidate → live version, if the base is live still; otherwise begin again on what is."""
+
+    def settle(tx: Session, job: Job) -> None:
+        assert job.base_version_id is not None
+        assert job.candidate is not None
+        base = versions.version(tx, job.base_version_id)
+        report = job.report or {}
+        made = ModelVersion(
+            model_id=job.model_id,
+            weights=job.candidate,
+            residual=report.get("residual") or base.residual,
+            manifest_id=base.manifest_id,
+            parent_id=base.id,
+            job_id=job.id,
+            origin="retrained" if RUNGS[job.rung] == "retrain" else "unlearned",
+            report=report,
+        )
+        groups = _groups(tx, job, base.id)
+        try:
+            versions.publish(tx, made, base_id=base.id)
+        except BaseMoved:
+            moves.move_job(tx, job, JobStatus.QUEUED, base_version_id=None, candidate=None, rung=0, report=None)
+            return
+        versions.bury(tx, job_id=job.id, manifest_id=base.manifest_id, groups=groups)
+        moves.move_job(tx, job, JobStatus.PUBLISHED)
+
+    return settle
+
+
+def certify(ctx: Context, _: Lease, __: Job) -> Settle:
+    """A certificate per request; keys and index rows go, webhooks are promised."""
+
+    def settle(tx: Session, job: Job) -> None:
+        moves.move_job(tx, job, JobStatus.CERTIFIED)
+        finish(tx, job, versions.of_job(tx, job.id), at=ctx.now(), settings=ctx.settings)
+
+    return settle
+
+
+STEPS: dict[JobStatus, Step] = {
+    JobStatus.QUEUED: locate,
+    JobStatus.LOCATED: unlearn,
+    JobStatus.UNLEARNED: verify,
+    JobStatus.VERIFIED: publish,
+    JobStatus.PUBLISHED: certify,
+}
+
+
+def _live(tx: Session, job: Job) -> UUID:
+    live = jobs.model_of(tx, job).current_version_id
+    if live is None:
+        raise StepFailed("the model has no live version", final=True)
+    return live
+
+
+def _groups(tx: Session, job: Job, base_version_id: UUID) -> list[list[int]]:
+    """What to forget, one group per person: the job's requests, and deletions that a rollback undid."""
+    asked = [target.sample_ids for _, target in requests.of_job(tx, job.id) if target.sample_ids]
+    return asked + versions.missing(tx, versions.version(tx, base_version_id))
+
+
+def _order(ctx: Context, tx: Session, job: Job) -> Json:
+    """All that the torch process needs to know; it gets no database."""
+    assert job.base_version_id is not None
+    base = versions.version(tx, job.base_version_id)
+    forget = _groups(tx, job, base.id)
+    gone = versions.forgotten(tx, base).union(*forget)
+    return {
+        "model": jobs.model_of(tx, job).name,
+        "recipes": str(ctx.settings.recipes_path),
+        "store": ctx.settings.store_url,
+        "base": base.weights,
+        "base_version": base.id.hex,
+        "residual": base.residual,
+        "rung": RUNGS[job.rung],
+        "seed": job.id.int % 2**31,
+        "forget": forget,
+        "retain": [sample_id for sample_id in samples.sample_ids(tx, base.manifest_id) if sample_id not in gone],
+    }
+
+
+def _give_back(ctx: Context, lease: Lease, error: Exception) -> None:
+    """Let the job be tried again later, or hand it to a person when trying again can't help.
+
+    Only sentences of our own errors are kept; another exception's message could quote anything.
+    """
+    sentence = str(error) if isinstance(error, ExpungeError) else type(error).__name__
+    log.warning("step failed", job=str(lease.job_id), kind=type(error).__name__)
+    try:
+        with transaction(ctx.engine) as tx:
+            job = jobs.held(tx, lease.job_id, fence=lease.fence)
+            if isinstance(error, StepFailed) and error.final:
+                give_up(tx, job, now=ctx.now(), reason=f"{job.status}: {sentence}")
+            else:
+                pause = timedelta(seconds=_BACKOFF_SECONDS**job.attempts)
+                jobs.release(tx, job.id, fence=lease.fence, error=sentence, after=pause)
+    except ExpungeError:
+        pass  # the lease runs out by itself; dispatch rings again

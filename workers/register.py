@@ -1,0 +1,115 @@
+"""Registering a model: check the weights against the recipe, store them, import the manifest, make them live.
+
+The part of `expunge models register` that needs torch; runs as a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors.torch import load_file
+
+from app import catalog
+from app.errors import ExpungeError, Invalid
+from app.storage import samples
+from app.storage.sessions import transaction
+from workers import manifest as manifests
+from workers import recipes
+from workers.context import Context, context
+from workers.registry import Store, check_weights
+from workers.unlearning import Recipe, UnlearningError, check_fit, residual
+
+_console = Console(stderr=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line and register; exit code 0 when the version is live, 1 when something is wrong."""
+    parser = argparse.ArgumentParser(prog="expunge models register")
+    parser.add_argument("name")
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--weights", required=True, type=Path)
+    parser.add_argument("--manifest", required=True, type=Path)
+    parser.add_argument("--unlearn", action="store_true")
+    chosen = parser.parse_args(arguments)
+    try:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=_console, transient=True
+        ) as bars:
+            sentence = register(context(), bars=bars, **vars(chosen))
+    except (ExpungeError, UnlearningError) as error:
+        where = f"{error.field}: " if isinstance(error, Invalid) else ""
+        _console.print(f"[red]not registered[/] {where}{error}", highlight=False)
+        return 1
+    _console.print(sentence, highlight=False)
+    return 0
+
+
+def register(
+    ctx: Context, *, name: str, recipe: str, weights: Path, manifest: Path, unlearn: bool, bars: Progress
+) -> str:
+    """Make ``weights`` the live version of ``name``; returns a sentence about what is live now.
+
+    Raises:
+        Invalid: Weights, recipe or manifest break a rule.
+        UnlearningError: The weights don't fit the recipe.
+        Conflict: The manifest names erased people and ``unlearn`` is false.
+    """
+    owner, store = recipes.resolve(recipe), Store(ctx.settings.store_url)
+    digest = _checked(owner, weights, store)
+    train_ids = _train_ids(ctx, manifest, _bar(bars, "reading the manifest"))
+    left = residual(owner, store.get(digest), train_ids, progress=_fraction(bars, "training gradient"))
+    registration = catalog.Registration(
+        name=name,
+        recipe=recipe,
+        weights=digest,
+        residual=store.put({"residual": left}),
+        manifest_digest=manifests.digest(manifest),
+    )
+    rows = manifests.read(manifest, index_key=ctx.settings.key("index_key"), progress=_bar(bars, "indexing people"))
+    with transaction(ctx.engine) as tx:
+        version, loaded = catalog.register(
+            tx, registration, rows, unlearn=unlearn, now=ctx.now(), settings=ctx.settings
+        )
+        recipes.remember(ctx.settings.recipes_path, name, recipe)  # a version must not be live before its code is known
+    queued = f"; {loaded.suppressed} erased people are being unlearned from it" if loaded.suppressed else ""
+    return f"{name} version {version.number} is live: {loaded.samples} samples of {loaded.users} people{queued}"
+
+
+def _checked(owner: Recipe, weights: Path, store: Store) -> str:
+    check_weights(weights)
+    check_fit(owner.build(), load_file(weights))
+    return store.adopt(weights)
+
+
+def _train_ids(ctx: Context, manifest: Path, progress: manifests.Progress) -> list[int]:
+    """The samples behind the weights, each once; a first reading also finds a bad line before anything is written."""
+    rows = manifests.read(manifest, index_key=ctx.settings.key("index_key"), progress=progress)
+    ids = np.fromiter((row.sample_id for row in rows if row.split == samples.TRAIN), dtype=np.int64)
+    unique: list[int] = np.unique(ids).tolist()
+    if not unique:
+        raise Invalid("manifest", "it lists no training samples")
+    return unique
+
+
+def _bar(bars: Progress, label: str) -> manifests.Progress:
+    task = bars.add_task(label, total=None)
+
+    def show(done: int, total: int) -> None:
+        bars.update(task, completed=done, total=total)
+
+    return show
+
+
+def _fraction(bars: Progress, label: str) -> Callable[[float], None]:
+    show = _bar(bars, label)
+    return lambda fraction: show(round(100 * fraction), 100)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

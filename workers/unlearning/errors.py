@@ -1,0 +1,37 @@
+"""Every way the engine can refuse, in one tree; each message states a fact and its numbers."""
+
+
+class UnlearningError(Exception):
+    """Root of the engine's refusals: catch this to route a request to the next rung of the ladder."""
+
+
+class WeightsDoNotFit(UnlearningError):
+    """The weights are not a state of the module that the recipe builds."""
+
+
+class RecipeMisbehaves(UnlearningError):
+    """The recipe broke its own protocol: wrong shapes, wrong lengths, or a loss that is not per sample."""
+
+
+class NotCovered(UnlearningError):
+    """Something that learned from the samples lies outside the curvature operator, so a step could not reach it."""
+
+
+class NonFinite(UnlearningError):
+    """A NaN or an infinity appeared where numbers were due."""
+
+
+class NoConvergence(UnlearningError):
+    """A linear solve missed its tolerance; `solution` holds where it stopped."""
+
+    def __init__(self, sentence: str, solution: object) -> None:
+        super().__init__(sentence)
+        self.solution = solution
+
+
+class NotTrainable(UnlearningError):
+    """The owner's recipe has no `train`, so the retraining rung does not exist for this model."""
+
+
+class NothingToForget(UnlearningError):
+    """The forget set, the retained set or a test sample is empty, or the first two overlap."""

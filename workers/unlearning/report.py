@@ -1,0 +1,90 @@
+"""What the engine says about its own work: plain numbers that become JSON."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .stability import Trial
+
+Json = dict[str, Any]  # Any: JSON values, checked by json.dumps in the tests
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """How one update went.
+
+    Attributes:
+        method: "newton" or "retrain".
+        complete: False when the update was cut short and still holds data.
+        reason: what cut it short.
+        forgotten_samples: |S|; 0 for a retraining, which never reads them.
+        retained_samples: |R|.
+        moving_parameters: P.
+        trials: every proposed step, in order.
+        step_norm: |θ − θ0|.
+        function_step: q = ½ΔᵀGΔ per retained sample for the whole update.
+        tolerance: relative residual asked of each solve.
+        forward_backwards: work in per-sample forward-backward equivalents (None where the owner's code did it).
+        frozen_buffers: buffers that training moves and that were left as they were.
+        seed: of a retraining.
+    """
+
+    method: str
+    complete: bool
+    reason: str | None
+    forgotten_samples: int
+    retained_samples: int
+    moving_parameters: int
+    trials: tuple[Trial, ...] = ()
+    step_norm: float | None = None
+    function_step: float | None = None
+    tolerance: float | None = None
+    forward_backwards: float | None = None
+    frozen_buffers: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def taken(self) -> tuple[Trial, ...]:
+        """The accepted steps."""
+        return tuple(trial for trial in self.trials if trial.accepted)
+
+    @property
+    def worst_residual(self) -> float | None:
+        """The largest relative residual among the accepted steps."""
+        return max((trial.relative_residual for trial in self.taken), default=None)
+
+    def share_of_training(self, passes: float) -> float | None:
+        """Return the work as a fraction of a training of `passes` passes over the retained samples."""
+        return None if self.forward_backwards is None else self.forward_backwards / (passes * self.retained_samples)
+
+    def as_dict(self) -> Json:
+        """Return JSON-able values; numbers that are not finite become null."""
+        ratios = [trial.ratio for trial in self.trials]
+        return as_json({**dataclasses.asdict(self), "ratios": ratios, "worst_residual": self.worst_residual})
+
+
+@dataclass(frozen=True)
+class Update:
+    """New weights (a full state dict) and how they came about."""
+
+    weights: dict[str, Tensor]
+    report: UpdateReport
+
+
+def as_json(values: Mapping[str, Any]) -> Json:  # Any: whatever a report holds
+    """Return the mapping with tuples as lists and NaN or infinity as None, so that strict JSON accepts it."""
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:  # Any: one JSON value in, one out
+    if isinstance(value, Mapping):
+        return as_json(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
