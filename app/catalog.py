@@ -44,10 +44,15 @@ def register(
         Invalid: The manifest breaks a rule; nothing is imported.
         Conflict: It was trained on erased people and ``unlearn`` is false, or another version was published meanwhile.
     """
-    hold_ledger(tx, exclusive=True)
-    model = versions.locked(tx, registration.name) or _new(tx, registration)
-    model.recipe = registration.recipe
-    loaded = samples.load(tx, model.id, digest=registration.manifest_digest, rows=rows, model_name=model.name)
+    model = versions.find(tx, registration.name) or _new(tx, registration)
+    loaded = samples.load(
+        tx,
+        model.id,
+        digest=registration.manifest_digest,
+        rows=rows,
+        model_name=model.name,
+        before_ledger=lambda: hold_ledger(tx, exclusive=True),  # only now: an import may take minutes
+    )
     if loaded.suppressed and not unlearn:
         raise Conflict(
             f"the manifest names {loaded.suppressed} people whose erasure was requested; train without them, "
@@ -60,8 +65,10 @@ def register(
         manifest_id=loaded.manifest_id,
         origin="registered",
     )
-    version = versions.publish(tx, made, base_id=model.current_version_id)
-    moves.record(tx, "model.registered", model_id=model.id, version=version.number)
+    live = versions.locked(tx, registration.name)
+    version = versions.publish(tx, made, base_id=live.current_version_id if live else None)
+    model.recipe = registration.recipe
+    moves.record(tx, "model.registered", model_id=model.id, detail={"version": version.number})
     for subject in loaded.suppressed_subjects:
         _demand_again(tx, model, subject, now=now, settings=settings)
     return version, loaded
@@ -95,7 +102,7 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelV
         origin="rolled_back",
     )
     version = versions.publish(tx, made, base_id=model.current_version_id)
-    moves.record(tx, "model.rolled_back", model_id=model.id, version=version.number, to=to)
+    moves.record(tx, "model.rolled_back", model_id=model.id, detail={"version": version.number, "to": to})
     return version, _queue_undone(tx, model, version, now=now)
 
 
@@ -118,7 +125,7 @@ def _demand_again(tx: Session, model: Model, subject: tuple[UUID, bytes], *, now
         suppression_key=subject[1],
     )
     requests.add(tx, request)
-    moves.record(tx, "request.received", request_id=request.id, origin="suppression")
+    moves.record(tx, "request.received", request_id=request.id, detail={"origin": "suppression"})
 
 
 def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: datetime) -> int:

@@ -43,7 +43,7 @@ def main() -> None:
         cli()
     except ExpungeError as error:
         where = f"{error.field}: " if isinstance(error, Invalid) else ""
-        _errors.print(f"[red]error[/] {where}{error}", highlight=False)
+        _errors.print(f"[red]error[/] {where}{error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -111,8 +111,8 @@ def examine() -> None:
     """Check database, broker, workers and model store, and say what to do."""
     findings = doctor.examine(supervisor.join_embedded(load()))
     for finding in findings:
-        mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
-        console.print(f"{mark}{finding.part}: {finding.sentence}", highlight=False)
+        mark = "[green]ok [/]" if finding.fine else "[red]bad[/]"
+        console.print(f"{mark}  {finding.part}: {finding.sentence}", highlight=False, soft_wrap=True)
     if not all(finding.fine for finding in findings):
         sys.exit(1)
 

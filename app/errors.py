@@ -2,7 +2,10 @@
 
     ExpungeError
     ├── Invalid             422  a field is wrong; says which one and what to do
+    │   └── ForbiddenAddress     a callback may not go there (domain/addresses.py)
+    │       └── Refused          found at the moment of connecting (workers/egress.py)
     ├── Unauthenticated     401  no key, or one we don't know
+    │   └── SignatureRefused     a webhook that isn't ours, or isn't fresh (domain/webhook.py)
     ├── Forbidden           403  a known key without the scope
     ├── NotFound            404  no such thing
     ├── Conflict            409  the thing exists, but not in a state that allows this
@@ -10,6 +13,7 @@
     │   ├── LeaseLost            this worker no longer holds the job; drop the result
     │   └── BaseMoved            the model got a new version meanwhile; unlearn again on it
     ├── Unavailable         503  PostgreSQL can't be reached; nothing was accepted
+    ├── Undelivered         502  a callback found no answer (workers/egress.py)
     ├── Misconfigured       500  the operator must change a setting; says which one
     └── StepFailed          500  a pipeline step can't go on; the job keeps the sentence
 

@@ -90,8 +90,12 @@ def give_up(tx: Session, job: Job, *, now: datetime, reason: str) -> None:
 
 
 def sweep(tx: Session, *, now: datetime, settings: Settings) -> None:
-    """Close jobs that used up their attempts, and forget answered Idempotency-Keys after a day."""
+    """Close jobs that used up their attempts."""
     for job in jobs.exhausted(tx, max_attempts=settings.max_attempts):
         why = job.error or "the worker died at every attempt"
         give_up(tx, job, now=now, reason=f"{job.status}: {why} ({job.attempts} attempts)")
+
+
+def forget_answers(tx: Session) -> None:
+    """Forget which Idempotency-Keys were answered, a day later."""
     requests.expire_answers(tx, older_than=_ANSWERS_LIVE)

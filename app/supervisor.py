@@ -17,7 +17,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from app.embedded import Postgres, Valkey
+from app.embedded import LEASH, Postgres, Valkey
 from app.errors import Misconfigured
 from app.logs import log
 from app.queue import IO, UNLEARN
@@ -33,8 +33,9 @@ _RESTART_SECONDS = 1.0
 
 def api_command(*, host: str, port: int, workers: int = 1) -> tuple[str, ...]:
     """Arguments for Python that run the API."""
-    options = ("--host", host, "--port", str(port), "--workers", str(workers), "--no-server-header", "--no-access-log")
-    return ("-m", "uvicorn", "app.main:create_app", "--factory", *options)
+    options = ("--host", host, "--port", str(port), "--workers", str(workers))
+    quiet = ("--no-server-header", "--no-access-log", "--log-level", "warning")
+    return ("-m", "uvicorn", "app.main:create_app", "--factory", *options, *quiet)
 
 
 def worker_command(queue: str) -> tuple[str, ...]:
@@ -44,6 +45,7 @@ def worker_command(queue: str) -> tuple[str, ...]:
     return (
         "-m",
         "celery",
+        "--quiet",
         "-A",
         "workers.celery_app",
         "worker",
@@ -63,12 +65,12 @@ def up(settings: Settings, *, port: int, workers: int) -> None:
 
 
 @contextmanager
-def running(settings: Settings, *, port: int, workers: int = 1) -> Iterator[House]:
-    """The whole house for the time of a block."""
+def running(settings: Settings, *, port: int, workers: int = 1, log_to: int | None = None) -> Iterator[House]:
+    """The whole house for the time of a block; its processes write to our stderr, or to the descriptor ``log_to``."""
     with ExitStack() as stack:
         settings = _with_services(_with_keys(settings), stack)
         migrate.upgrade(settings.sqlalchemy_url())
-        house = House(environment(settings), settings)
+        house = House(environment(settings), settings, url=f"http://127.0.0.1:{port}", log_to=log_to)
         stack.callback(house.stop)
         house.start("api", api_command(host="127.0.0.1", port=port))
         house.start("dispatch", DISPATCH)
@@ -81,16 +83,27 @@ def running(settings: Settings, *, port: int, workers: int = 1) -> Iterator[Hous
 class House:
     """Our child processes by name."""
 
-    def __init__(self, env: Mapping[str, str], settings: Settings) -> None:
-        self.settings = settings
-        self._env = dict(env)
+    def __init__(self, environment: Mapping[str, str], settings: Settings, *, url: str, log_to: int | None) -> None:
+        self.environment, self.settings, self.url = dict(environment), settings, url
+        self._log_to = log_to
         self._commands: dict[str, tuple[str, ...]] = {}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: tuple[str, ...]) -> None:
-        """Start a process, or start it again; it leads its own group, so that Ctrl-C reaches it only through us."""
+        """Start a process, or start it again.
+
+        It leads its own group, so that Ctrl-C reaches it only through us, and hangs on a leash: when we are gone,
+        even by ``kill -9``, it is told to leave.
+        """
         self._commands[name] = command
-        self.children[name] = subprocess.Popen([sys.executable, *command], env=self._env, start_new_session=True)
+        self.children[name] = subprocess.Popen(
+            ["/bin/sh", "-c", LEASH, "TERM", sys.executable, *command],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=self._log_to,
+            stderr=self._log_to,
+            start_new_session=True,
+        )
 
     def watch(self) -> None:
         """Keep all of them running until a signal asks us to leave."""
@@ -141,6 +154,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url.get_secret_value(),
         "EXPUNGE_HOME": str(settings.home.absolute()),
+        "EXPUNGE_COALESCE_SECONDS": str(settings.coalesce_seconds),
+        "EXPUNGE_WEBHOOK_ALLOW": ",".join(map(str, settings.webhook_allow)),
         **{f"EXPUNGE_{name.upper()}": getattr(settings, name).get_secret_value() for name in _KEYS},
     }
     return {**os.environ, **{name: value for name, value in ours.items() if value}}

@@ -7,12 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from pydantic import SecretStr
@@ -81,6 +82,34 @@ class Installation:
             process.kill()
             process.wait()
 
+    @contextmanager
+    def kept_running(self, *, after_seconds: float = 0.5) -> Iterator[None]:
+        """Starts whatever dies during the block again, as a supervisor would."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(after_seconds):
+                for name in [name for name, process in self.processes.items() if process.poll() is not None]:
+                    self.start(name)
+
+        watcher = threading.Thread(target=watch, name="supervisor", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def torch_processes(self) -> list[int]:
+        """Living torch children of this installation's workers, also those whose worker is dead."""
+        mark, found = f"TEST_HOUSE={self.environment['TEST_HOUSE']}".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended while we looked
+                command, environment = ((entry / part).read_bytes().split(b"\0") for part in ("cmdline", "environ"))
+                if b"workers.step" in command and mark in environment:
+                    found.append(int(entry.name))
+        return found
+
     def client(self) -> httpx.Client:
         return httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=30
@@ -110,7 +139,10 @@ class Installation:
 
     def wait_until_ended(self, request_id: UUID, timeout_seconds: float = 90) -> dict[str, Any]:
         wait_until(
-            lambda: self.show(request_id)["status"] in ENDED, timeout_seconds, f"request {request_id} ends", every_seconds=0.2
+            lambda: self.show(request_id)["status"] in ENDED,
+            timeout_seconds,
+            f"request {request_id} ends",
+            every_seconds=0.2,
         )
         return self.show(request_id)
 
@@ -130,14 +162,29 @@ class Installation:
         """Register the toy model (again)."""
         weights, manifest = toy.write_model(self.directory, without=without)
         done = self.cli(
-            "models", "register", "toy", "--recipe", toy.REFERENCE, "--weights", str(weights), "--manifest", str(manifest), *more
+            "models",
+            "register",
+            "toy",
+            "--recipe",
+            toy.REFERENCE,
+            "--weights",
+            str(weights),
+            "--manifest",
+            str(manifest),
+            *more,
         )
         assert done.returncode == 0, done.stderr
 
 
 @contextmanager
 def installation(
-    home: Path, database_url: str, redis_url: str, *, processes: tuple[str, ...] = (), model: bool = True, **changes: Any
+    home: Path,
+    database_url: str,
+    redis_url: str,
+    *,
+    processes: tuple[str, ...] = (),
+    model: bool = True,
+    **changes: Any,
 ) -> Iterator[Installation]:
     """An installation on given servers; starts the processes named, out of api, dispatch, worker-io, worker-unlearn."""
     settings = settings_for(home, database_url, redis_url, **changes)
@@ -172,4 +219,10 @@ def _environment(settings: Settings) -> dict[str, str]:
     fields = ("coalesce_seconds", "lease_seconds", "pulse_seconds", "max_attempts", "step_seconds", "batch_requests")
     ours = {f"EXPUNGE_{name.upper()}": str(getattr(settings, name)) for name in fields}
     ours["EXPUNGE_WEBHOOK_ALLOW"] = ",".join(map(str, settings.webhook_allow))
-    return {**supervisor.environment(settings), **ours, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {
+        **supervisor.environment(settings),
+        **ours,
+        "OMP_NUM_THREADS": "1",
+        "TEST_HOUSE": uuid4().hex,  # by which we know our processes among those of other tests
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }

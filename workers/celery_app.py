@@ -1,11 +1,13 @@
 """The doorbell's settings: JSON only, no results, one message at a time, and sockets that notice a dead peer.
 
-Every line below answers a fault that was seen with Celery's Redis transport (../shared/research/service-stack.md §2):
-half-open connections that hang for ever, messages lost between BRPOP and unacked, tasks run twice by the visibility
-timeout. None of them matters, because a message carries only an id and dispatch rings again.
+Every line below answers a fault that was seen with Celery's Redis transport (docs/adr/0002): half-open connections
+that hang for ever, messages lost between BRPOP and unacked, tasks run twice by the visibility timeout. None of them
+matters, because a message carries only an id and dispatch rings again.
 """
 
 from __future__ import annotations
+
+import warnings
 
 from celery import Celery
 
@@ -14,9 +16,13 @@ from app.errors import Misconfigured
 from app.settings import load
 
 settings = load()
+settings.sqlalchemy_url()  # a worker without a database would swallow rings; better that it does not start
 if not settings.redis_url.get_secret_value():
     raise Misconfigured("REDIS_URL must be set; `expunge up` starts a broker by itself")
 
+warnings.filterwarnings(
+    "ignore", message="You're running the worker with superuser"
+)  # warns root of pickle; we take JSON only
 celery = Celery("expunge", broker=settings.redis_url.get_secret_value(), include=["workers.tasks"])
 celery.conf.update(
     accept_content=["json"],

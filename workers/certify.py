@@ -102,5 +102,12 @@ def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
         "method": (made.report or {}).get("rung", made.origin) if made else "none: no sample of the person was in it",
         "claim_strength": _STRENGTH.get(made.origin, "data-only") if made and result == "forgotten" else "data-only",
         "assurance": verdict.get("level") if result == "forgotten" else None,
-        "verification": verdict,
+        "verification": _evidence(verdict),
     }
+
+
+def _evidence(verdict: Json) -> Json:
+    """The gates as they may leave the house: what was asked and found, without the numbers of single people."""
+    kept = ("name", "outcome", "sentence", "strangers", "alpha_each_tail", "power_on_members", "members")
+    gates = [{name: gate[name] for name in kept if name in gate} for gate in verdict.get("gates", ())]
+    return {**{k: verdict[k] for k in ("outcome", "sentence", "not_run") if k in verdict}, "gates": gates}

@@ -26,6 +26,7 @@ from workers.context import Context, context
 
 _TICK_SECONDS = 0.2
 _RING_LIVES_SECONDS = 60
+_TIDY_SECONDS = 300
 _AT_ONCE = 100
 
 
@@ -39,9 +40,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("dispatch started")
-    pulse = _Every(context().settings.pulse_seconds)
+    seldom = [(_Every(context().settings.pulse_seconds), _pulse), (_Every(_TIDY_SECONDS), _tidy)]
     while not stop.wait(_TICK_SECONDS):
-        for act in (_plan, _ring_jobs, _ring_deliveries, *([_pulse] if pulse.due() else [])):
+        for act in (_plan, _give_up, _ring_jobs, _ring_deliveries, *(act for every, act in seldom if every.due())):
             _survive(act, context())
 
 
@@ -58,8 +59,16 @@ def _plan(ctx: Context) -> None:
         planned = planning.plan(tx, now=ctx.now(), settings=ctx.settings)
     if planned:
         log.info("planned", count=planned)
+
+
+def _give_up(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
         planning.sweep(tx, now=ctx.now(), settings=ctx.settings)
+
+
+def _tidy(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        planning.forget_answers(tx)
 
 
 def _ring_jobs(ctx: Context) -> None:

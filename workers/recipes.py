@@ -39,8 +39,15 @@ def load(path: Path, model_name: str) -> Recipe:
         raise Misconfigured(
             f'{path} names no recipe for {model_name!r}: add a line "{model_name}" = "package.module:name"'
         )
-    reference = listed[model_name]
-    where = f"{path}, recipe of {model_name!r}"
+    return resolve(listed[model_name], where=f"{path}, recipe of {model_name!r}")
+
+
+def resolve(reference: str, *, where: str = "recipe") -> Recipe:
+    """Import the recipe that ``package.module:name`` stands for; ``where`` begins the sentence of an error.
+
+    Raises:
+        Misconfigured: The module, the attribute or a part of a recipe is missing.
+    """
     recipe = _call_if_needed(_find(reference, where), f"{where}: {reference}")
     _check(recipe, f"{where}: {reference}")
     return cast("Recipe", recipe)

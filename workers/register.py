@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from workers import manifest as manifests
 from workers import recipes
 from workers.context import Context, context
 from workers.registry import Store, check_weights
-from workers.unlearning import Recipe, UnlearningError, check_fit, residual
+from workers.unlearning import Recipe, UnlearningError, residual
+from workers.unlearning.objective import check_fit
 
 _console = Console(stderr=True)
 
@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> int:
             sentence = register(context(), bars=bars, **vars(chosen))
     except (ExpungeError, UnlearningError) as error:
         where = f"{error.field}: " if isinstance(error, Invalid) else ""
-        _console.print(f"[red]not registered[/] {where}{error}", highlight=False)
+        _console.print(f"[red]not registered[/] {where}{error}", highlight=False, soft_wrap=True)
         return 1
-    _console.print(sentence, highlight=False)
+    _console.print(sentence, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -63,7 +63,8 @@ def register(
     owner, store = recipes.resolve(recipe), Store(ctx.settings.store_url)
     digest = _checked(owner, weights, store)
     train_ids = _train_ids(ctx, manifest, _bar(bars, "reading the manifest"))
-    left = residual(owner, store.get(digest), train_ids, progress=_fraction(bars, "training gradient"))
+    bars.add_task("training gradient", total=None)
+    left = residual(owner, store.get(digest), train_ids)
     registration = catalog.Registration(
         name=name,
         recipe=recipe,
@@ -104,11 +105,6 @@ def _bar(bars: Progress, label: str) -> manifests.Progress:
         bars.update(task, completed=done, total=total)
 
     return show
-
-
-def _fraction(bars: Progress, label: str) -> Callable[[float], None]:
-    show = _bar(bars, label)
-    return lambda fraction: show(round(100 * fraction), 100)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,17 @@ from typing import IO, Any
 from app.errors import ExpungeError
 from workers import recipes
 from workers.registry import Store
-from workers.unlearning import Trains, UnlearningError, forget, residual, retrain, verify
-from workers.unlearning.report import Update
+from workers.unlearning import (
+    Recipe,
+    Trains,
+    UnlearningError,
+    Update,
+    UpdateReport,
+    forget,
+    residual,
+    retrain,
+    verify,
+)
 
 Json = dict[str, Any]  # Any: JSON
 Say = Callable[[Json], None]
@@ -37,7 +46,7 @@ def unlearn(order: Json, progress: Callable[[float], None]) -> Json:
     recipe, store = recipes.load(Path(order["recipes"]), order["model"]), Store(order["store"])
     if order["rung"] == "retrain":
         update = retrain(recipe, order["retain"], seed=order["seed"], progress=progress)
-        left = store.put(residual(recipe, update.weights, order["retain"]))
+        left = store.put({"residual": residual(recipe, update.weights, order["retain"])})
     else:
         update, left = _influence(recipe, store, order, progress), None
     return {"weights": store.put(update.weights), "update": update.report.as_dict(), "residual": left}
@@ -54,23 +63,23 @@ def judge(order: Json, progress: Callable[[float], None]) -> Json:
         retained_users=order["members"],
         retained_ids=order["retain"],
         strangers=order["strangers"],
-        update=order["update"],
+        update=UpdateReport.from_dict(order["update"]),
         exact=order["rung"] == "retrain",
-        progress=progress,
     )
+    progress(1.0)
     return {"verdict": verdict.as_dict(), "can_retrain": isinstance(recipe, Trains)}
 
 
 ORDERS: dict[str, Callable[[Json, Callable[[float], None]], Json]] = {"unlearn": unlearn, "verify": judge}
 
 
-def _influence(recipe: Any, store: Store, order: Json, progress: Callable[[float], None]) -> Update:  # Any: owner's
+def _influence(recipe: Recipe, store: Store, order: Json, progress: Callable[[float], None]) -> Update:
     return forget(
         recipe,
         store.get(order["base"]),
         forget_ids=sorted({sample_id for group in order["forget"] for sample_id in group}),
         retain_ids=order["retain"],
-        residual=store.get(order["residual"]) if order["residual"] else None,
+        residual=store.get(order["residual"])["residual"] if order["residual"] else None,
         progress=progress,
     )
 

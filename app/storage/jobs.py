@@ -27,10 +27,10 @@ def collecting(tx: Session, model_id: UUID, *, opens_at: datetime) -> UUID:
     """The model's job that requests may still join, locked; a new one if there is none."""
     while True:
         joinable = select(Job.id).where(Job.model_id == model_id, Job.status == JobStatus.QUEUED, Job.fence == 0)
-        job_id = tx.scalar(joinable.with_for_update())
+        job_id: UUID | None = tx.scalar(joinable.with_for_update())
         if job_id is not None:
             return job_id
-        made = tx.scalar(
+        made: UUID | None = tx.scalar(
             insert(Job).values(model_id=model_id, not_before=opens_at).on_conflict_do_nothing().returning(Job.id)
         )
         if made is not None:

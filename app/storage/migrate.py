@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from alembic import command
@@ -11,7 +12,7 @@ import migrations
 
 
 def _config(url: str) -> Config:
-    config = Config()
+    config = Config(stdout=io.StringIO())  # it reports to our stdout otherwise
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["url"] = url
     return config

@@ -33,10 +33,12 @@ def record(
     request_id: UUID | None = None,
     job_id: UUID | None = None,
     model_id: UUID | None = None,
-    **detail: str | int | bool | None,
+    detail: dict[str, str | int] | None = None,
 ) -> None:
     """Write one event; ``detail`` says what a reader needs besides the ids, and never who."""
-    tx.execute(insert(Event).values(type=kind, request_id=request_id, job_id=job_id, model_id=model_id, detail=detail))
+    tx.execute(
+        insert(Event).values(type=kind, request_id=request_id, job_id=job_id, model_id=model_id, detail=detail or {})
+    )
 
 
 def move_request(
@@ -60,7 +62,7 @@ def move_request(
     if ended:  # without its key, a copy of the sealed user id in a backup says nothing
         tx.execute(delete(RequestKey).where(RequestKey.request_id == request_id))
         tx.execute(update(Idempotency).where(Idempotency.request_id == request_id).values(body_digest=b""))
-    record(tx, f"request.{then}", request_id=request_id, **({"reason": reason} if reason else {}))
+    record(tx, f"request.{then}", request_id=request_id, detail={"reason": reason} if reason else None)
     if ended or then is RequestStatus.NEEDS_ATTENTION:
         webhooks.promise(tx, request_id, status=then, at=at)
 

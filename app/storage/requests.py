@@ -101,7 +101,7 @@ def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]
     return [(row[0], row[1]) for row in rows]
 
 
-def targets(tx: Session, request_ids: Sequence[UUID]) -> Sequence[Row[tuple[UUID, str, str, str | None, UUID]]]:
+def targets(tx: Session, request_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str, str | None, UUID]]:
     """How the requests stand with each model: (request id, model, job status, result, job id)."""
     return tx.execute(
         select(Target.request_id, Model.name, Job.status, Target.result, Job.id)

@@ -10,7 +10,7 @@ hundred people, and the same ones every time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -69,7 +69,15 @@ class Samples(NamedTuple):
     heldout: list[int]
 
 
-def load(tx: Session, model_id: UUID, *, digest: str, rows: Iterable[Row], model_name: str) -> Loaded:
+def load(
+    tx: Session,
+    model_id: UUID,
+    *,
+    digest: str,
+    rows: Iterable[Row],
+    model_name: str,
+    before_ledger: Callable[[], None] = lambda: None,
+) -> Loaded:
     """Write a manifest and its index; memory does not grow with the rows, beyond the erased people found.
 
     Held-out samples serve as those of strangers, so held-out rows without a user are not kept.
@@ -80,6 +88,7 @@ def load(tx: Session, model_id: UUID, *, digest: str, rows: Iterable[Row], model
         digest: sha256 of the file, for the record.
         rows: in any order; their own exceptions pass through.
         model_name: under which the suppression ledger knows the model.
+        before_ledger: called after the long part and before the ledger is read: the place to take its lock.
 
     Raises:
         Invalid: A sample is listed twice for one user, with and without a user, or in both splits; the sentence names
@@ -98,6 +107,7 @@ def load(tx: Session, model_id: UUID, *, digest: str, rows: Iterable[Row], model
     if not manifest.samples:
         raise Invalid("manifest", "it lists no training samples")
     tx.flush()
+    before_ledger()
     suppressed = [(key, ledger_key) for key, ledger_key in tx.execute(text(_SUPPRESSED), {"model": model_name})]
     tx.execute(text("DROP TABLE manifest_rows, repeats"))  # at COMMIT would be too late for a second load
     return Loaded(manifest.id, manifest.samples, manifest.users, heldout_users, suppressed)
@@ -105,23 +115,19 @@ def load(tx: Session, model_id: UUID, *, digest: str, rows: Iterable[Row], model
 
 def lookup(tx: Session, manifest_id: UUID, subject_key: UUID) -> Samples:
     """Find one person's samples; both lists are empty for somebody the manifest does not know."""
-    found = tx.execute(
-        select(Posting.split, Posting.sample_ids).where(
-            Posting.manifest_id == manifest_id, Posting.subject_key == subject_key
-        )
-    )
+    found = tx.execute(text(_LOOKUP), {"manifest_id": manifest_id, "subject_key": subject_key})
     lists = {row.split: row.sample_ids for row in found}
     return Samples(lists.get(TRAIN, []), lists.get(HELDOUT, []))
 
 
-def forget_subjects(tx: Session, subject_keys: Collection[UUID]) -> None:
-    """Delete what ties these people to samples, in every manifest, and take their held-out samples out of use.
+def forget_subjects(tx: Session, subject_keys: Collection[UUID], *, model_id: UUID) -> None:
+    """Delete what ties these people to a model's samples, in all its manifests, and stop using their held-out samples.
 
     A held-out sample that a stranger shares with a forgotten person leaves the stranger's list too. Training samples
     stay in the lists of their other users: the tombstones in ``forgotten_samples`` speak for those.
     """
     gone: defaultdict[UUID, set[int]] = defaultdict(set)
-    for manifest_id, split, sample_ids in tx.execute(text(_FORGET), {"keys": list(subject_keys)}):
+    for manifest_id, split, sample_ids in tx.execute(text(_FORGET), {"keys": list(subject_keys), "model_id": model_id}):
         if split == HELDOUT:
             gone[manifest_id].update(sample_ids)
     for manifest_id, heldout in gone.items():  # rare: reads the whole manifest's postings
@@ -183,14 +189,14 @@ def _copy(tx: Session, rows: Iterable[Row]) -> None:
 
 def _records(rows: Iterable[Row]) -> Iterator[tuple[int, UUID | None, bytes | None, bool]]:
     """Rows as they are sent; a person's ledger key goes with the first training row, not with all of them."""
-    sent: set[UUID] = set()
+    sent: set[bytes] = set()
     for sample_id, subject_key, suppression_key, split in rows:
-        if split == HELDOUT or subject_key is None or subject_key in sent:
+        if split == HELDOUT or suppression_key is None or suppression_key in sent:
             yield sample_id, subject_key, None, split == HELDOUT
             continue
         if len(sent) == _REMEMBERED_PEOPLE:
             sent.clear()  # then some keys go twice; _SUPPRESSED is DISTINCT
-        sent.add(subject_key)
+        sent.add(suppression_key)
         yield sample_id, subject_key, suppression_key, False
 
 
@@ -203,8 +209,10 @@ def _check(tx: Session) -> None:
         rule = "is listed both for training and held out; the splits must not share samples"
     elif offence.with_and_without:
         rule = "is listed both with and without a user"
+    elif offence.without:
+        rule = "is listed twice without a user"
     else:
-        rule = "is listed twice for the same user, or twice without one"
+        rule = "is listed twice for the same user"
     raise Invalid("manifest", f"sample {offence.sample_id} {rule}")
 
 
@@ -227,7 +235,8 @@ SELECT sample_id FROM manifest_rows GROUP BY sample_id HAVING count(*) > 1
 _FIND_OFFENCE = """
 SELECT * FROM (
   SELECT sample_id, bool_or(heldout) AND NOT bool_and(wholly_heldout) AS in_both_splits,
-         bool_or(subject_key IS NULL) AND count(*) > 1 AS with_and_without, max(times) > 1 AS twice
+         bool_or(subject_key IS NULL) AS without, bool_or(subject_key IS NULL) AND count(*) > 1 AS with_and_without,
+         max(times) > 1 AS twice
   FROM (
     SELECT sample_id, subject_key, count(*) AS times, bool_or(heldout) AS heldout, bool_and(heldout) AS wholly_heldout
     FROM manifest_rows JOIN repeats USING (sample_id) GROUP BY sample_id, subject_key
@@ -258,12 +267,16 @@ FROM (
 """
 _SUPPRESSED = """
 SELECT DISTINCT subject_key, suppression_key FROM manifest_rows JOIN suppressions USING (suppression_key)
-WHERE NOT heldout AND model IN (:model, '*')
+WHERE model IN (:model, '*')  -- _records sends the ledger key with training rows only
 """
+
+# As text: through the ORM the same statement takes twice the time (0.45 ms against 0.25 ms).
+_LOOKUP = "SELECT split, sample_ids FROM postings WHERE manifest_id = :manifest_id AND subject_key = :subject_key"
 
 _FORGET = """
 DELETE FROM postings USING manifests, unnest(CAST(:keys AS uuid[])) AS person (subject_key)
-WHERE postings.manifest_id = manifests.id AND postings.subject_key = person.subject_key
+WHERE manifests.model_id = :model_id AND postings.manifest_id = manifests.id
+  AND postings.subject_key = person.subject_key
 RETURNING postings.manifest_id, split, sample_ids
 """
 _DROP_EMPTIED = """

@@ -24,6 +24,10 @@ def connect(url: str, *, pool_size: int = 10) -> Engine:
         hide_parameters=True,  # statements in exceptions must not show what they carried
         connect_args={
             "connect_timeout": 5,
+            "keepalives_idle": 10,  # a peer that vanished is noticed in seconds, not hours
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
             "options": "-c timezone=UTC -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s",
         },
     )

@@ -25,10 +25,15 @@ def model(tx: Session, name: str) -> Model:
     Raises:
         NotFound: No model of this name is registered.
     """
-    found = tx.scalar(select(Model).where(Model.name == name).execution_options(populate_existing=True))
+    found = find(tx, name)
     if found is None:
         raise NotFound("no model of this name is registered")
     return found
+
+
+def find(tx: Session, name: str) -> Model | None:
+    """The model of this name, if there is one."""
+    return tx.scalar(select(Model).where(Model.name == name).execution_options(populate_existing=True))
 
 
 def locked(tx: Session, name: str) -> Model | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.domain import webhook
@@ -113,7 +113,5 @@ def endpoints(tx: Session) -> Sequence[WebhookEndpoint]:
 
 def deliveries(tx: Session, *, request_id: UUID | None = None, limit: int = 100) -> Sequence[WebhookDelivery]:
     """The delivery log, newest first."""
-    wanted = WebhookDelivery.request_id == request_id if request_id else or_(True)
-    return tx.scalars(
-        select(WebhookDelivery).where(wanted).order_by(WebhookDelivery.created_at.desc()).limit(limit)
-    ).all()
+    query = select(WebhookDelivery).order_by(WebhookDelivery.created_at.desc()).limit(limit)
+    return tx.scalars(query.where(WebhookDelivery.request_id == request_id) if request_id else query).all()

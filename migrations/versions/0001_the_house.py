@@ -296,6 +296,14 @@ def upgrade() -> None:
     # The two circles: a model points at its live version, a version at the job that made it.
     op.create_foreign_key("fk_models_current_version_id", "models", "model_versions", ["current_version_id"], ["id"])
     op.create_foreign_key("fk_model_versions_job_id", "model_versions", "jobs", ["job_id"], ["id"])
+    # The planner keeps samples of columns, and would keep keys of people who were forgotten.
+    for table, columns in {
+        "postings": ("subject_key", "sample_ids"),
+        "erasure_requests": ("subject_key", "suppression_key", "sealed_user_id", "dedupe_key"),
+        "targets": ("sample_ids",),
+    }.items():
+        for column in columns:
+            op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
     # History and the suppression ledger can be added to, never changed.
     op.execute("""
         CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 import traceback
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -58,6 +58,8 @@ class Server:
             self._answer(connection)
 
     def close(self):
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which would keep the port open
         self._listener.close()
 
 
@@ -98,6 +100,14 @@ def send(url, **options):
 def answers(*texts):
     """A resolver that gives these addresses, whatever it is asked."""
     return lambda _host, _port: [ip_address(text) for text in texts]
+
+
+@contextmanager
+def closed_port(address, port):
+    """A port that is taken but not listened on, so that a connection is refused and nobody else gets it."""
+    with socket.socket() as taken:
+        taken.bind((address, port))
+        yield taken.getsockname()[1]
 
 
 # --- what arrives ---------------------------------------------------------------------------------------------------
@@ -223,7 +233,7 @@ def test_a_resolver_that_changes_its_mind_after_the_check_is_not_asked_again(ser
         asked.append(host)
         return [ip_address("127.0.0.1" if len(asked) == 1 else "127.0.0.2")]
 
-    with pytest.raises(Undelivered, match="ConnectionRefusedError"):  # nobody listens there on this port
+    with closed_port("127.0.0.1", inside.port), pytest.raises(Undelivered, match="ConnectionRefusedError"):
         send(f"https://a.name:{inside.port}/", resolve=rebinding)
     assert asked == ["a.name"]
     with pytest.raises(Refused):
@@ -320,6 +330,17 @@ def test_a_receiver_that_does_not_read_is_cut_at_the_deadline():
         assert 0.35 < time.monotonic() - began < 1.5
 
 
+def test_a_receiver_that_reads_slowly_is_cut_at_the_deadline(serve):
+    def sip(connection):
+        while connection.recv(1 << 20):
+            time.sleep(0.05)
+
+    began = time.monotonic()
+    with pytest.raises(Undelivered, match="TimeoutError"):
+        send(serve(sip, speaks_first=True).url, content=bytes(100_000_000), timeout_seconds=0.4)
+    assert 0.35 < time.monotonic() - began < 1.5
+
+
 @pytest.mark.parametrize(
     "answer",
     [stall, drip(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb\x03\x03", b"x")],
@@ -349,13 +370,13 @@ def test_name_servers_that_stay_silent_are_cut_at_the_deadline():
 
 def test_looking_up_and_waiting_share_one_deadline(serve):
     def slow(_host, _port):
-        time.sleep(0.4)
+        time.sleep(0.6)
         return [ip_address("127.0.0.1")]
 
     began = time.monotonic()
     with pytest.raises(Undelivered, match="TimeoutError"):
-        send(serve(stall).url, resolve=slow, timeout_seconds=0.6)
-    assert 0.55 < time.monotonic() - began < 0.95
+        send(serve(stall).url, resolve=slow, timeout_seconds=0.8)
+    assert 0.75 < time.monotonic() - began < 1.35
 
 
 # --- when the network fails -----------------------------------------------------------------------------------------
@@ -363,7 +384,8 @@ def test_looking_up_and_waiting_share_one_deadline(serve):
 
 def test_a_closed_address_gives_way_to_the_next(serve):
     server = serve(address="::1")
-    found = send(server.url, resolve=answers("127.0.0.1", "::1"), allowed_networks=(*OUTSIDE, ip_network("::1")))
+    with closed_port("127.0.0.1", server.port):
+        found = send(server.url, resolve=answers("127.0.0.1", "::1"), allowed_networks=(*OUTSIDE, ip_network("::1")))
     assert found.status_code == 200
 
 
@@ -396,9 +418,7 @@ def test_what_is_not_http_is_undelivered(serve, answer, cause):
 
 
 def test_a_closed_port_is_undelivered():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(Undelivered, match=r"^ConnectionRefusedError$"):
+    with closed_port("127.0.0.1", 0) as port, pytest.raises(Undelivered, match=r"^ConnectionRefusedError$"):
         send(f"http://127.0.0.1:{port}/")
 
 

@@ -106,7 +106,7 @@ def test_a_model_that_is_not_listed_is_told_what_to_write(listing):
 @pytest.mark.parametrize("content", ["[recipes", 'recipes = "x"', "[recipes]\nwages = 5", b"\xff"])
 def test_a_list_that_is_no_list_is_refused(listing, content):
     listing.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(Misconfigured, match="list of recipes|must be TOML"):
+    with pytest.raises(Misconfigured, match=r"list of recipes|must be TOML"):
         recipes.load(listing, "wages")
 
 

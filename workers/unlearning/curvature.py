@@ -1,7 +1,7 @@
 """The exact generalised Gauss-Newton matrix of the data term, as products only: G v = Σ_n Jₙᵀ Λₙ Jₙ v.
 
 Jₙ is the Jacobian of the outputs of sample n in the moving parameters, Λₙ the Hessian of its loss in the outputs. One
-product is a forward-mode pass (J v), a Hessian-vector product in the outputs (Λ u) and a reverse-mode pass (Jᵀ w), so any
+product is a forward-mode pass (J v), a Hessian-vector product in the outputs (Λ u) and a reverse-mode pass (Jᵀ w): any
 module works, tied weights and embeddings included, and nothing of size P×P is ever formed. Positive semi-definite when
 the loss is convex in the outputs (Schraudolph 2002).
 
@@ -46,10 +46,10 @@ class GaussNewton:
         moving, tangent = model.unflatten(self._theta_P), model.unflatten(v_P)
         with sdpa_kernel(SDPBackend.MATH), _no_attention_shortcut():  # the fused kernels have no forward mode
             try:
-                outputs, Jv = jvp(lambda p: model.call(p, inputs), (moving,), (tangent,))
+                outputs, Jv = jvp(lambda p: model.call(p, inputs), (moving,), (tangent,))[:2]
             except NotImplementedError as missing:
                 raise NotCovered(f"no forward-mode derivative: {str(missing).splitlines()[0]}") from missing
-            _, pull = vjp(lambda p: model.call(p, inputs), moving)
+            pull = vjp(lambda p: model.call(p, inputs), moving)[1]
         (product,) = pull(output_hessian(self._objective, outputs, targets, Jv))
         return model.flatten(product)
 
@@ -57,7 +57,7 @@ class GaussNewton:
 def output_hessian(objective: Objective, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
     """Return Λ u: the loss's Hessian in the outputs, block-diagonal over samples, times u of the outputs' shape."""
     slope = grad(lambda z: objective.model.recipe.loss(z, targets).sum())
-    _, curved = jvp(slope, (outputs.detach(),), (u.detach(),))
+    curved: Tensor = jvp(slope, (outputs.detach(),), (u.detach(),))[1]
     return curved.detach()
 
 

@@ -21,14 +21,6 @@ class NonFinite(UnlearningError):
     """A NaN or an infinity appeared where numbers were due."""
 
 
-class NoConvergence(UnlearningError):
-    """A linear solve missed its tolerance; `solution` holds where it stopped."""
-
-    def __init__(self, sentence: str, solution: object) -> None:
-        super().__init__(sentence)
-        self.solution = solution
-
-
 class NotTrainable(UnlearningError):
     """The owner's recipe has no `train`, so the retraining rung does not exist for this model."""
 

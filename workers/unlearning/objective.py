@@ -97,7 +97,7 @@ class Model:
     def __init__(self, recipe: Recipe, weights: Weights, *, frozen_buffers: Sequence[str] = ()) -> None:
         self.recipe = recipe
         self.frozen_buffers = tuple(frozen_buffers)
-        self.module = recipe.build()
+        self.module = build(recipe)
         check_fit(self.module, weights)
         self.module.load_state_dict(dict(weights))
         self.module.eval()
@@ -120,6 +120,10 @@ class Model:
             n: p.reshape(like.shape).to(like.dtype) for p, (n, like) in zip(pieces, self._like.items(), strict=True)
         }
 
+    def may_move(self, name: str) -> bool:
+        """Tell whether this entry of the state dict is a moving parameter (under any of its tied names)."""
+        return self._aliases.get(name, name) in self.names
+
     def call(self, moving: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Run the module with these moving parameters; everything else stays as registered."""
         arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
@@ -132,6 +136,12 @@ class Model:
         moved = self.unflatten(theta_P)
         state = self.module.state_dict()
         return {name: moved.get(self._aliases.get(name, name), state[name]).detach().clone() for name in state}
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """Build the recipe's module without disturbing the caller's random state."""
+    with torch.random.fork_rng():
+        return recipe.build()
 
 
 def check_fit(module: nn.Module, weights: Weights) -> None:
@@ -238,7 +248,7 @@ class Objective:
         unreached = [name for name, grad in zip(leaves, grads, strict=True) if grad is None]
         if unreached:
             raise NotCovered(f"no gradient path from the loss to {unreached}: freeze them with `moves` or connect them")
-        return torch.cat([cast("Tensor", grad).reshape(-1).double() for grad in grads])
+        return torch.cat([grad.reshape(-1).double() for grad in grads])
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses_N = self.model.recipe.loss(outputs, targets)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class UpdateReport:
         step_norm: |θ − θ0|.
         function_step: q = ½ΔᵀGΔ per retained sample for the whole update.
         tolerance: relative residual asked of each solve.
+        preconditioned: whether the solves had a sketched preconditioner.
         forward_backwards: work in per-sample forward-backward equivalents (None where the owner's code did it).
         frozen_buffers: buffers that training moves and that were left as they were.
         seed: of a retraining.
@@ -43,6 +44,7 @@ class UpdateReport:
     step_norm: float | None = None
     function_step: float | None = None
     tolerance: float | None = None
+    preconditioned: bool = False
     forward_backwards: float | None = None
     frozen_buffers: tuple[str, ...] = ()
     seed: int | None = None
@@ -66,6 +68,13 @@ class UpdateReport:
         ratios = [trial.ratio for trial in self.trials]
         return as_json({**dataclasses.asdict(self), "ratios": ratios, "worst_residual": self.worst_residual})
 
+    @classmethod
+    def from_dict(cls, values: Json) -> Self:
+        """Read back what `as_dict` wrote, in another process."""
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        trials = tuple(_trial(trial) for trial in values["trials"])
+        return cls(**{**fields, "trials": trials, "frozen_buffers": tuple(values["frozen_buffers"])})
+
 
 @dataclass(frozen=True)
 class Update:
@@ -78,6 +87,12 @@ class Update:
 def as_json(values: Mapping[str, Any]) -> Json:  # Any: whatever a report holds
     """Return the mapping with tuples as lists and NaN or infinity as None, so that strict JSON accepts it."""
     return {key: _plain(value) for key, value in values.items()}
+
+
+def _trial(values: Json) -> Trial:
+    """Read a trial back; null stands for a number that was not finite."""
+    numbers: Json = {key: math.nan if value is None else value for key, value in values.items()}
+    return Trial(**numbers)
 
 
 def _plain(value: Any) -> Any:  # Any: one JSON value in, one out

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .errors import NothingToForget, NotTrainable
-from .objective import Progress, Recipe, Trains, check_fit
+from .objective import Progress, Recipe, Trains, build, check_fit
 from .report import Update, UpdateReport
 
 
@@ -31,7 +31,7 @@ def retrain(recipe: Recipe, retain_ids: Sequence[int], *, seed: int, progress: P
     with torch.random.fork_rng():
         trained = recipe.train(list(retain_ids), seed=seed, progress=progress or (lambda _: None))
     weights = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
-    module = recipe.build()
+    module = build(recipe)
     check_fit(module, weights)
     return Update(weights=weights, report=_report(len(retain_ids), sum(p.numel() for p in module.parameters()), seed))
 

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .curvature import output_hessian
 from .objective import Inputs, Objective
@@ -23,7 +24,10 @@ LARGEST_OUTPUT = 512  # numbers in one sample's output: above this its Λ is not
 
 
 def sketched_inverse(objective: Objective, theta_P: Tensor, *, groups: int, shift: float, seed: int) -> Operator | None:
-    """Return r ↦ (UᵀU + shift·I)⁻¹ r, or None where a sketch is no use (no shift, no groups, outputs too large).
+    """Return r ↦ (UᵀU + shift·I)⁻¹ r, or None where there is none to be had.
+
+    None without weight decay, without groups, with more outputs per sample than `LARGEST_OUTPUT`, and for modules that
+    `torch.vmap` cannot batch (recurrent nets): the solve then takes more products.
 
     Args:
         objective: whose GGN is sketched.
@@ -35,7 +39,10 @@ def sketched_inverse(objective: Objective, theta_P: Tensor, *, groups: int, shif
     groups = min(groups, len(objective), LARGEST_SKETCH // len(theta_P))
     if groups == 0 or shift <= 0:
         return None
-    rows_mP = _sketch(objective, theta_P, groups, torch.Generator().manual_seed(seed))
+    try:
+        rows_mP = _sketch(objective, theta_P, groups, torch.Generator().manual_seed(seed))
+    except RuntimeError:  # vmap's only way to say that an operation cannot be batched
+        return None
     if rows_mP is None:
         return None
     gram_mm = rows_mP @ rows_mP.T
@@ -66,10 +73,11 @@ def _summed_rows(
     moving = model.unflatten(theta_P)
 
     def row(group: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
-        _, pull = vjp(lambda p: model.call(p, group), moving)
+        pull = vjp(lambda p: model.call(p, group), moving)[1]
         return cast("dict[str, Tensor]", pull(cotangent)[0])
 
-    rows = vmap(row)(inputs, cotangents.reshape(*shape, *cotangents.shape[1:]))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+        rows = vmap(row)(inputs, cotangents.reshape(*shape, *cotangents.shape[1:]))
     return torch.cat([rows[name].reshape(shape[0], -1).double() for name in model.names], dim=1)
 
 
@@ -90,7 +98,7 @@ def _signed_roots(
     lambda_NOO = torch.stack([column.reshape(-1, width) for column in columns], dim=2).double()
     values_NO, vectors_NOO = torch.linalg.eigh(lambda_NOO)
     signs_NO = torch.randint(0, 2, values_NO.shape, generator=generator).to(values_NO) * 2 - 1
-    roots_NO = (vectors_NOO @ (values_NO.clamp_min(0).sqrt() * signs_NO)[..., None])[..., 0]
+    roots_NO: Tensor = (vectors_NOO @ (values_NO.clamp_min(0).sqrt() * signs_NO)[..., None])[..., 0]
     return roots_NO.reshape(outputs.shape).to(outputs.dtype)
 
 

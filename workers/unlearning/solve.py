@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import NoConvergence
+from .errors import UnlearningError
 from .objective import Progress, require_finite
 
 Operator = Callable[[Tensor], Tensor]
@@ -23,14 +23,22 @@ class Solution:
     """Where conjugate gradients stopped.
 
     Attributes:
-        x_P: the solution, shape (P,).
+        point_P: the solution, shape (P,).
         iterations: products spent in the recurrence (one more measured the residual).
         relative_residual: |b − A x| / |b|, from a product of its own.
     """
 
-    x_P: Tensor
+    point_P: Tensor  # noqa: N815 - a shape suffix
     iterations: int
     relative_residual: float
+
+
+class NoConvergence(UnlearningError):
+    """A linear solve missed its tolerance; `solution` holds where it stopped."""
+
+    def __init__(self, sentence: str, solution: Solution) -> None:
+        super().__init__(sentence)
+        self.solution = solution
 
 
 def conjugate_gradients(
@@ -62,7 +70,7 @@ def conjugate_gradients(
     >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     >>> b = torch.tensor([1.0, 2.0], dtype=torch.float64)
     >>> found = conjugate_gradients(lambda v: A @ v, b, tolerance=1e-12, max_iterations=2)
-    >>> bool(torch.allclose(found.x_P, torch.linalg.solve(A, b)))
+    >>> bool(torch.allclose(found.point_P, torch.linalg.solve(A, b)))
     True
     """
     size = float(b_P.norm())

@@ -1,7 +1,7 @@
 """Small problems with known answers, shipped so that a new backend can be held to the same theorems.
 
-`Ridge` has a closed form for every retained set. `Classification` has users whose labels are their own, so that a network
-remembers who was there. All data are drawn from a seed; everything runs in float64 on the CPU.
+`Ridge` has a closed form for every retained set. `Classification` has users whose labels are their own, so that a
+network remembers who was there. All data are drawn from a seed; everything runs in float64 on the CPU.
 
 Shape suffixes: N samples, F features, C classes.
 """
@@ -66,6 +66,7 @@ class Classification:
         each: samples per person.
         hidden: hidden units; 0 makes it logistic regression.
         features: input columns.
+        waves: if not 0, fixed random cosines and sines replace the inputs: a convex model that can still remember.
         classes: labels.
         stubbornness: share of samples labelled by a personal choice instead of the common rule.
         seed: of the draw.
@@ -74,13 +75,14 @@ class Classification:
 
     l2_per_sample = 0.0
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the knobs of a synthetic population
         self,
         *,
         users: int,
         each: int = 8,
         hidden: int = 64,
         features: int = 12,
+        waves: int = 0,
         classes: int = 3,
         stubbornness: float = 0.5,
         seed: int = 0,
@@ -89,13 +91,15 @@ class Classification:
         draw = torch.Generator().manual_seed(seed)
         self.l2_total = l2_total
         self.each = each
-        self._shape = (features, hidden, classes)
+        self._shape = (2 * waves or features, hidden, classes)
         offsets = torch.randn(users, 1, features, generator=draw, dtype=torch.float64)
         x = 1.5 * offsets + 0.5 * torch.randn(users, each, features, generator=draw, dtype=torch.float64)
         rule = torch.randn(features, classes, generator=draw, dtype=torch.float64)
         own = torch.randint(0, classes, (users, 1), generator=draw).expand(users, each)
         personal = torch.rand(users, each, generator=draw) < stubbornness
-        self.inputs_NF = x.reshape(users * each, features)
+        directions = torch.randn(features, waves, generator=draw, dtype=torch.float64)
+        inputs = torch.cat([(x @ directions).cos(), (x @ directions).sin()], dim=-1) if waves else x
+        self.inputs_NF = inputs.reshape(users * each, -1)
         self.targets_N = torch.where(personal, own, (x @ rule).argmax(-1)).reshape(-1)
 
     def samples_of(self, *users: int) -> list[int]:
@@ -154,5 +158,5 @@ def minimise(module: nn.Module, objective: Callable[[], Tensor], *, iterations: 
         return float(loss.detach())
 
     with torch.enable_grad():
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch publishes no type for it
     return evaluations

@@ -1,0 +1,100 @@
+"""Driving the pipeline by hand in one process: plan, take the jobs that are due, run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+
+from app import intake, keymaking, planning
+from app.domain.lifecycle import JOB_OPEN
+from app.storage import requests, versions
+from app.storage.sessions import transaction
+from app.storage.tables import ApiKey, ErasureRequest, Event, Job, ModelVersion
+from tests import toy
+from tests.house import Installation
+from workers import erase
+from workers.context import Context
+from workers.registry import Store
+
+
+class Bench:
+    """One installation without running processes."""
+
+    def __init__(self, house: Installation) -> None:
+        self.house = house
+        self.ctx = Context(settings=house.settings.model_copy(update={"coalesce_seconds": 0.0}), engine=house.engine)
+
+    def demand(self, person: int, *, at: datetime | None = None, reference: str | None = None) -> UUID:
+        """Accept a request for one person of the toy model."""
+        with transaction(self.ctx.engine) as tx:
+            client = tx.scalars(select(ApiKey.id)).first() or keymaking.operator(tx)
+            accepted = intake.accept(
+                tx,
+                intake.Demand(user_id=toy.user_id(person), reference=reference),
+                client_id=client,
+                idempotency_key=None,
+                now=at or self.now(),
+                settings=self.ctx.settings,
+            )
+            return accepted.request.id
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def plan(self) -> list[UUID]:
+        """Plan what was received; returns the open jobs, oldest first."""
+        with transaction(self.ctx.engine) as tx:
+            planning.plan(tx, now=self.now(), settings=self.ctx.settings)
+        with transaction(self.ctx.engine) as tx:
+            return list(tx.scalars(select(Job.id).where(Job.status.in_(JOB_OPEN)).order_by(Job.created_at)))
+
+    def run_all(self) -> None:
+        """Plan and run until no job is open."""
+        for job_id in self.plan():
+            erase.run(self.ctx, job_id)
+
+    def expire_leases(self) -> None:
+        """Let the time of every lease and every backoff be over."""
+        with transaction(self.ctx.engine) as tx:
+            tx.execute(text("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"))
+            tx.execute(text("UPDATE jobs SET not_before = now() - interval '1 s'"))
+
+    def request(self, request_id: UUID) -> ErasureRequest:
+        with transaction(self.ctx.engine) as tx:
+            return requests.get(tx, request_id)
+
+    def job(self, job_id: UUID) -> Job:
+        with transaction(self.ctx.engine) as tx:
+            return tx.get_one(Job, job_id)
+
+    def live(self) -> ModelVersion:
+        """The live version of the toy model."""
+        with transaction(self.ctx.engine) as tx:
+            version_id = versions.model(tx, "toy").current_version_id
+            assert version_id is not None
+            return versions.version(tx, version_id)
+
+    def live_weights(self) -> Any:
+        return Store(self.ctx.settings.store_url).get(self.live().weights)["weight"]
+
+    def retrained(self, *, without: Sequence[int]) -> Any:
+        """What training from scratch without these people gives, on paper."""
+        return toy.solved(i for p in range(toy.MEMBERS) if p not in without for i in toy.samples_of(p))
+
+    def trail(self) -> list[tuple[str, str]]:
+        """Every event: (which request or job, what), in order."""
+        with transaction(self.ctx.engine) as tx:
+            rows = tx.execute(select(Event.request_id, Event.job_id, Event.type).order_by(Event.id)).all()
+        return [("request" if row.request_id else "job" if row.job_id else "model", row.type) for row in rows]
+
+    def certificate(self, request_id: UUID) -> dict[str, Any]:
+        with transaction(self.ctx.engine) as tx:
+            return requests.certificates(tx, request_id)[0].envelope
+
+
+def yesterday() -> datetime:
+    return datetime.now(UTC) - timedelta(days=1)
