@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from rich.progress import Progress
 from sqlalchemy import select, text
 
 from app import intake, keymaking, planning
@@ -16,7 +18,8 @@ from app.storage.sessions import transaction
 from app.storage.tables import ApiKey, ErasureRequest, Event, Job, ModelVersion
 from tests import toy
 from tests.house import Installation
-from workers import erase
+from workers import erase, step
+from workers import register as registration
 from workers.context import Context
 from workers.registry import Store
 
@@ -28,13 +31,15 @@ class Bench:
         self.house = house
         self.ctx = Context(settings=house.settings.model_copy(update={"coalesce_seconds": 0.0}), engine=house.engine)
 
-    def demand(self, person: int, *, at: datetime | None = None, reference: str | None = None) -> UUID:
+    def demand(
+        self, person: int, *, at: datetime | None = None, reference: str | None = None, models: list[str] | None = None
+    ) -> UUID:
         """Accept a request for one person of the toy model."""
         with transaction(self.ctx.engine) as tx:
             client = tx.scalars(select(ApiKey.id)).first() or keymaking.operator(tx)
             accepted = intake.accept(
                 tx,
-                intake.Demand(user_id=toy.user_id(person), reference=reference),
+                intake.Demand(user_id=toy.user_id(person), reference=reference, models=models),
                 client_id=client,
                 idempotency_key=None,
                 now=at or self.now(),
@@ -96,5 +101,22 @@ class Bench:
             return requests.certificates(tx, request_id)[0].envelope
 
 
-def yesterday() -> datetime:
-    return datetime.now(UTC) - timedelta(days=1)
+def in_this_process(name: str, order: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Carry out a torch order here: the same code as in the child, without seconds of imports.
+
+    The process around it has tests of its own (test_torch_step.py and everything under tests/e2e).
+    """
+    answer = json.loads(json.dumps(step.ORDERS[name](json.loads(json.dumps(order)), lambda _: None)))
+    assert isinstance(answer, dict)
+    return answer
+
+
+def register(
+    bench: Bench, name: str = "toy", *, recipe: str = toy.REFERENCE, unlearn: bool = False, **model: Any
+) -> None:
+    """Register the toy model in this process, as `expunge models register` does in its own."""
+    weights, manifest = toy.write_model(bench.house.directory, **model)
+    with Progress(disable=True) as bars:
+        registration.register(
+            bench.ctx, name=name, recipe=recipe, weights=weights, manifest=manifest, unlearn=unlearn, bars=bars
+        )

@@ -28,8 +28,8 @@ def _values() -> Tensor:
     return own + scatter
 
 
-class Toy:
-    """The recipe."""
+class Untrainable:
+    """The recipe of an owner who gave us no training."""
 
     l2_per_sample = 0.0
     l2_total = 1e-3
@@ -44,6 +44,10 @@ class Toy:
 
     def loss(self, outputs: Tensor, targets: Tensor, /) -> Tensor:
         return 0.5 * (outputs[:, 0] - targets) ** 2
+
+
+class Toy(Untrainable):
+    """The recipe."""
 
     def train(self, sample_ids: Sequence[int], /, *, seed: int, progress: Callable[[float], None]) -> nn.Module:
         module = self.build()
@@ -77,15 +81,21 @@ def user_id(person: int) -> str:
     return f"canary-{person:04d}@people.example"
 
 
-def write_model(directory: Path, *, without: Iterable[int] = ()) -> tuple[Path, Path]:
-    """Write trained weights and the manifest; returns (weights, manifest)."""
+def write_model(
+    directory: Path, *, without: Iterable[int] = (), strangers: int = STRANGERS, shared: dict[int, int] | None = None
+) -> tuple[Path, Path]:
+    """Write trained weights and the manifest; returns (weights, manifest).
+
+    ``shared`` maps sample ids to a second person whose data they hold, too.
+    """
     members = [p for p in range(MEMBERS) if p not in set(without)]
     weights, manifest = directory / "toy.safetensors", directory / "toy.csv"
     save_file({"weight": solved(i for p in members for i in samples_of(p))}, weights)
     with manifest.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sample_id", "user_id", "split"])
-        for person in [*members, *range(MEMBERS, MEMBERS + STRANGERS)]:
+        for person in [*members, *range(MEMBERS, MEMBERS + strangers)]:
             split = "train" if person < MEMBERS else "heldout"
             writer.writerows([i, user_id(person), split] for i in samples_of(person))
+        writer.writerows([i, user_id(person), "train"] for i, person in (shared or {}).items())
     return weights, manifest

@@ -105,7 +105,7 @@ def test_half_open_connections_to_the_broker_cost_less_than_a_minute(grounds: Gr
     assert grounds.proxy.connections >= 3  # dispatch and both workers
     grounds.proxy.freeze()
     request_id = grounds.demand_of_nobody()
-    assert grounds.house.show(request_id)["status"] == "received"
+    assert grounds.house.show(request_id)["status"] in {"received", "queued"}
     ended = grounds.house.wait_until_ended(request_id, RECOVERY_SECONDS)
     assert ended["status"] == "no_data"
     wait_for_pulses(grounds, frozen_at)

@@ -3,32 +3,41 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 import torch
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from app import catalog, certificates, planning
 from app.domain.lifecycle import JobStatus
 from app.errors import Conflict, LeaseLost
 from app.storage import jobs, moves, requests
 from app.storage.sessions import transaction
-from app.storage.tables import Job, Posting, RequestKey, Suppression, WebhookDelivery
+from app.storage.tables import Job, Posting, RequestKey, Suppression, WebhookDelivery, WebhookEndpoint
 from tests import toy
 from tests.house import installation
-from tests.pipeline import Bench
-from workers import erase
+from tests.pipeline import Bench, in_this_process, register
+from workers import erase, torch_step
 from workers.lease import Lease
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bench(database_url: str, tmp_path: Path) -> Iterator[Bench]:
-    """An installation with the toy model registered and nothing running."""
-    with installation(tmp_path, database_url, "") as house:
+def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """An installation with nothing running and no model."""
+    monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
+    with installation(tmp_path, database_url, "", model=False) as house:
         yield Bench(house)
+
+
+@pytest.fixture
+def bench(empty: Bench) -> Bench:
+    """The same with the toy model registered."""
+    register(empty)
+    return empty
 
 
 def count(bench: Bench, table: type) -> int:
@@ -228,7 +237,7 @@ def test_a_version_trained_on_an_erased_person_is_refused_or_unlearned(bench: Be
 
 def test_a_rollback_to_an_older_manifest_forgets_who_was_erased_since(bench: Bench) -> None:
     """Person 2 was erased from version 2 (another manifest); going back to version 1 must not bring them back."""
-    bench.house.register(without=(50,))
+    register(bench, without=(50,))
     request_id = bench.demand(2)
     bench.run_all()
     with transaction(bench.ctx.engine) as tx:
@@ -239,18 +248,87 @@ def test_a_rollback_to_an_older_manifest_forgets_who_was_erased_since(bench: Ben
     assert torch.allclose(bench.live_weights(), bench.retrained(without=[2]), rtol=0, atol=1e-4)
 
 
-def test_without_any_model_a_request_needs_attention_and_can_be_retried(database_url: str, tmp_path: Path) -> None:
-    with installation(tmp_path, database_url, "", model=False) as house:
-        bench = Bench(house)
-        request_id = bench.demand(1)
-        bench.run_all()
-        assert bench.request(request_id).status == "needs_attention"
-        assert "no model is registered" in (bench.request(request_id).reason or "")
-        house.register("--unlearn")
-        with transaction(bench.ctx.engine) as tx:
-            planning.retry(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
-        bench.run_all()
-        assert bench.request(request_id).status == "completed"
+def test_without_any_model_a_request_needs_attention_and_can_be_retried(empty: Bench) -> None:
+    request_id = empty.demand(1)
+    empty.run_all()
+    assert empty.request(request_id).status == "needs_attention"
+    assert "no model is registered" in (empty.request(request_id).reason or "")
+    register(empty, unlearn=True)
+    with transaction(empty.ctx.engine) as tx:
+        planning.retry(tx, request_id, now=empty.now(), settings=empty.ctx.settings)
+    empty.run_all()
+    assert empty.request(request_id).status == "completed"
+
+
+def asset(bench: Bench, request_id: UUID) -> dict[str, Any]:
+    public = certificates.public_key(bench.ctx.settings.key("signing_key"))
+    assets: list[dict[str, Any]] = certificates.verify(bench.certificate(request_id), public)["predicate"]["assets"]
+    return assets[0]
+
+
+def test_what_the_test_cannot_see_is_retrained(empty: Bench) -> None:
+    """Without strangers nothing can be shown: the influence update is not published, a retraining is."""
+    register(empty, strangers=0)
+    request_id = empty.demand(1)
+    empty.run_all()
+    assert empty.request(request_id).status == "completed"
+    assert empty.live().origin == "retrained"
+    assert (asset(empty, request_id)["assurance"], asset(empty, request_id)["claim_strength"]) == (
+        "A0",
+        "exact-retrain",
+    )
+    jobs_trail = [what for who, what in empty.trail() if who == "job"]
+    assert jobs_trail.count("job.unlearned") == 2
+    assert torch.allclose(empty.live_weights(), empty.retrained(without=[1]), rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_shown_nor_retrained_needs_attention(empty: Bench) -> None:
+    register(empty, recipe="tests.toy:Untrainable", strangers=0)
+    before = empty.live().id
+    request_id = empty.demand(1)
+    empty.run_all()
+    assert empty.request(request_id).status == "needs_attention"
+    assert "inconclusive" in (empty.request(request_id).reason or "")
+    assert empty.live().id == before
+
+
+def test_a_sample_of_two_people_goes_with_the_first_and_the_other_is_told_the_truth(empty: Bench) -> None:
+    """All of person 500's data lies in samples of person 7."""
+    register(empty, shared=dict.fromkeys(toy.samples_of(7), 500), strangers=100)
+    first = empty.demand(7)
+    empty.run_all()
+    other = empty.demand(500)
+    empty.run_all()
+    assert empty.request(first).status == empty.request(other).status == "completed"
+    assert asset(empty, other)["result"] == "already_forgotten"
+    assert empty.live().number == 2
+
+
+def test_a_request_over_two_models_ends_when_both_have_ended(bench: Bench) -> None:
+    register(bench, "other", without=(1,))
+    request_id = bench.demand(1)
+    first, second = bench.plan()
+    erase.run(bench.ctx, first)
+    assert bench.request(request_id).status == "in_progress"
+    erase.run(bench.ctx, second)
+    assert bench.request(request_id).status == "completed"
+    results = {
+        a["model"]: a["result"]
+        for a in certificates.verify(
+            bench.certificate(request_id), certificates.public_key(bench.ctx.settings.key("signing_key"))
+        )["predicate"]["assets"]
+    }
+    assert results == {"toy": "forgotten", "other": "no_data"}
+
+
+def test_a_request_for_one_model_leaves_the_other_ones_index_alone(bench: Bench) -> None:
+    register(bench, "other")
+    postings = count(bench, Posting)
+    request_id = bench.demand(1, models=["other"])
+    bench.run_all()
+    assert bench.request(request_id).status == "completed"
+    assert count(bench, Posting) == postings - 1
+    assert bench.live().number == 1  # of "toy"
 
 
 def give_up_after(bench: Bench, attempts: int) -> None:
@@ -262,15 +340,15 @@ def give_up_after(bench: Bench, attempts: int) -> None:
             planning.sweep(tx, now=bench.now(), settings=bench.ctx.settings)
 
 
-def test_a_step_that_always_dies_is_given_to_a_person_and_later_retried(bench: Bench) -> None:
-    store = Path(bench.ctx.settings.store_url.removeprefix("file://"))
-    hidden = store.with_name("store-hidden")
+def test_a_step_that_cannot_succeed_is_given_to_a_person_and_later_retried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erase, "run_step", torch_step.run_step)
     request_id = bench.demand(1)
     (bench.house.directory / "recipes.toml").rename(bench.house.directory / "recipes.away")
     give_up_after(bench, 1)
     assert bench.request(request_id).status == "needs_attention"
     assert "recipes.toml" in (bench.request(request_id).reason or "")
-    assert not hidden.exists()
     (bench.house.directory / "recipes.away").rename(bench.house.directory / "recipes.toml")
     with transaction(bench.ctx.engine) as tx:
         planning.retry(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
@@ -278,7 +356,8 @@ def test_a_step_that_always_dies_is_given_to_a_person_and_later_retried(bench: B
     assert bench.request(request_id).status == "completed"
 
 
-def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench) -> None:
+def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erase, "run_step", torch_step.run_step)
     bench.ctx = type(bench.ctx)(
         settings=bench.ctx.settings.model_copy(update={"step_seconds": 0.5, "max_attempts": 2}), engine=bench.ctx.engine
     )
@@ -289,12 +368,8 @@ def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench) -> None:
 
 
 def test_a_terminal_request_has_promised_one_delivery_per_endpoint(bench: Bench) -> None:
-    with bench.house.engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO webhook_endpoints (id, url, sealed_secret) VALUES (gen_random_uuid(), 'https://x.example', '')"
-            )
-        )
+    with transaction(bench.ctx.engine) as tx:
+        tx.add(WebhookEndpoint(url="https://portal.example/", sealed_secret=b""))
     bench.demand(1)
     bench.run_all()
     assert count(bench, WebhookDelivery) == 1

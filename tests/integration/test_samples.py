@@ -23,6 +23,7 @@ from app.storage.sessions import connect, transaction
 from app.storage.tables import Manifest, ManifestSamples, Model, Posting, Suppression
 from workers import manifest
 
+pytestmark = pytest.mark.slow
 NOBODY = None
 
 
