@@ -6,6 +6,7 @@ import base64
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
+from app import logs
 from app.embedded import LEASH, Postgres, Valkey
 from app.errors import Misconfigured
 from app.logs import log
@@ -27,6 +29,7 @@ from app.storage import migrate
 DISPATCH: Final = ("-m", "workers.dispatch")
 _CONCURRENCY = {UNLEARN: 1, IO: 4}
 _KEYS = ("index_key", "wrapping_key", "signing_key")
+_START_SECONDS = 60
 _STOP_SECONDS = 20
 _RESTART_SECONDS = 1.0
 
@@ -58,8 +61,9 @@ def worker_command(queue: str) -> tuple[str, ...]:
 
 def up(settings: Settings, *, port: int, workers: int) -> None:
     """Run everything until SIGINT or SIGTERM; a process that dies is started again."""
+    logs.configure(settings.log_level)
     with running(settings, port=port, workers=workers) as house:
-        log.info("up", port=port)
+        _await_listener(port)
         print(f"Expunge listens on http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
         house.watch()
 
@@ -133,6 +137,18 @@ class House:
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)  # its lease runs out by itself; nothing is lost
                 child.wait()
+
+
+def _await_listener(port: int) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise Misconfigured(f"the API does not answer on port {port}; is the port taken? see the lines above")
 
 
 def join_embedded(settings: Settings) -> Settings:
