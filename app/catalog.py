@@ -17,6 +17,8 @@ from app.settings import Settings
 from app.storage import jobs, moves, requests, samples, versions
 from app.storage.tables import ErasureRequest, Model, ModelVersion
 
+_UNDONE = "the model was rolled back; the deletion is made again"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
@@ -63,9 +65,11 @@ def register(
         weights=registration.weights,
         residual=registration.residual,
         manifest_id=loaded.manifest_id,
+        recipe=registration.recipe,
         origin="registered",
     )
     live = versions.locked(tx, registration.name)
+    _refuse_while_certifying(tx, model)
     version = versions.publish(tx, made, base_id=live.current_version_id if live else None)
     model.recipe = registration.recipe
     moves.record(tx, "model.registered", model_id=model.id, detail={"version": version.number})
@@ -89,21 +93,28 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelV
     if model is None:
         raise NotFound("no model of this name is registered")
     target = versions.numbered(tx, model.id, to)
-    if model.current_version_id == target.id:
+    if model.current_version_id is None or model.current_version_id == target.id:
         raise Conflict(f"version {to} is live already")
-    if jobs.being_certified(tx, model.id):
-        raise Conflict("certificates for the live version are being written; roll back in a moment")
+    _refuse_while_certifying(tx, model)
+    if target.recipe != versions.version(tx, model.current_version_id).recipe:
+        raise Conflict(f"version {to} has another recipe ({target.recipe}); register its weights again with it")
     made = ModelVersion(
         model_id=model.id,
         weights=target.weights,
         residual=target.residual,
         manifest_id=target.manifest_id,
+        recipe=target.recipe,
         parent_id=target.id,
         origin="rolled_back",
     )
     version = versions.publish(tx, made, base_id=model.current_version_id)
     moves.record(tx, "model.rolled_back", model_id=model.id, detail={"version": version.number, "to": to})
     return version, _queue_undone(tx, model, version, now=now)
+
+
+def _refuse_while_certifying(tx: Session, model: Model) -> None:
+    if jobs.being_certified(tx, model.id):
+        raise Conflict("certificates for the live version are being written; try again in a moment")
 
 
 def _new(tx: Session, registration: Registration) -> Model:
@@ -135,12 +146,8 @@ def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: date
     undone = versions.undone_by(tx, version)
     for request in undone:
         jobs.join(tx, job_id, request.id, model.id)
-        moves.move_request(
-            tx,
-            request.id,
-            now=RequestStatus.COMPLETED,
-            then=RequestStatus.QUEUED,
-            at=now,
-            reason="the model was rolled back; the deletion is made again",
-        )
+        if request.status == RequestStatus.COMPLETED:  # others are open already, and end when this has ended, too
+            moves.move_request(
+                tx, request.id, now=RequestStatus.COMPLETED, then=RequestStatus.QUEUED, at=now, reason=_UNDONE
+            )
     return len(undone)

@@ -53,6 +53,7 @@ def _tx() -> Iterator[tuple[Session, Settings]]:
     engine = connect(settings.sqlalchemy_url(), pool_size=1)
     try:
         with transaction(engine) as tx:
+            keys.check_secrets(tx, settings)
             yield tx, settings
     finally:
         engine.dispose()

@@ -61,6 +61,7 @@ def _database(settings: Settings) -> list[Finding]:
     with transaction(engine) as tx:
         heard = jobs.listening(tx, within=timedelta(seconds=4 * settings.pulse_seconds))
         live = len(versions.live(tx, None))
+        undone = [model.name for model in versions.live(tx, None) if versions.undone(tx, model)]
     for name in queue.QUEUES:
         listens = heard.get(name, False)
         advice = (
@@ -72,7 +73,9 @@ def _database(settings: Settings) -> list[Finding]:
     advice = (
         f"{live} registered" if live else "none registered: requests will need attention; `expunge models register`"
     )
-    return [*findings, Finding("models", live > 0, advice)]
+    findings.append(Finding("models", live > 0, advice))
+    advice = f"undone by a rollback and not yet made again in: {', '.join(undone)}" if undone else "all hold"
+    return [*findings, Finding("deletions", not undone, advice)]
 
 
 def _broker(settings: Settings) -> Finding:

@@ -84,6 +84,8 @@ def cancel(tx: Session, request_id: UUID, *, now: datetime) -> ErasureRequest:
     request = requests.locked(tx, request_id)
     if request.status == RequestStatus.CANCELLED:
         return request
+    if request.subject_key is None:
+        raise Conflict("this deletion was completed once and is being repeated after a rollback; it can't be cancelled")
     if request.status not in CANCELLABLE:
         raise Conflict(f"the request is {request.status}; only a request that is received or queued can be cancelled")
     moves.move_request(
@@ -118,27 +120,28 @@ def _key_digest(settings: Settings, client_id: UUID, idempotency_key: str) -> by
     return keyring.fingerprint(settings.key("index_key"), b"idempotency", client_id.bytes, idempotency_key.encode())
 
 
+def _body_digest(settings: Settings, demand: Demand, idempotency_key: str) -> bytes:
+    """Tells two bodies under one key apart; worthless to whoever lacks either our key or the caller's."""
+    return keyring.fingerprint(settings.key("index_key"), b"body", idempotency_key.encode(), *demand.parts())
+
+
 def _replay(
     tx: Session, demand: Demand, *, client_id: UUID, idempotency_key: str, settings: Settings
 ) -> ErasureRequest | None:
     earlier = requests.answered(tx, client_id, _key_digest(settings, client_id, idempotency_key))
     if earlier is None:
         return None
-    if earlier.wrapped_key is not None:  # after the end nobody can tell what was asked, not even us
-        key = keyring.unwrap(settings.key("wrapping_key"), earlier.wrapped_key)
-        if keyring.fingerprint(key, *demand.parts()) != earlier.body_digest:
-            raise Invalid("Idempotency-Key", "this key was used for another body; use a new key for a new demand")
+    if earlier.body_digest != _body_digest(settings, demand, idempotency_key):
+        raise Invalid("Idempotency-Key", "this key was used for another body; use a new key for a new demand")
     return requests.get(tx, earlier.request_id)
 
 
 def _remember(
     tx: Session, demand: Demand, request: ErasureRequest, *, client_id: UUID, idempotency_key: str, settings: Settings
 ) -> None:
-    wrapped = tx.get_one(RequestKey, request.id).wrapped
-    body_digest = keyring.fingerprint(keyring.unwrap(settings.key("wrapping_key"), wrapped), *demand.parts())
-    digest = _key_digest(settings, client_id, idempotency_key)
-    first = requests.remember_answer(tx, client_id, digest, body_digest=body_digest, request_id=request.id)
-    if first:
+    key_digest = _key_digest(settings, client_id, idempotency_key)
+    body_digest = _body_digest(settings, demand, idempotency_key)
+    if requests.remember_answer(tx, client_id, key_digest, body_digest=body_digest, request_id=request.id):
         return
     # Another transaction has just answered this key: with the same demand it found the same request.
     replay = _replay(tx, demand, client_id=client_id, idempotency_key=idempotency_key, settings=settings)

@@ -27,7 +27,14 @@ def configure(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper(), logging.INFO)),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.getLogger("uvicorn.error").addFilter(_without_message)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def _without_message(record: logging.LogRecord) -> bool:
+    """Uvicorn logs what an application raises with its message, which may quote anything; ours is logged by class."""
+    record.exc_info = None
+    return True
 
 
 def _only_allowed(

@@ -10,8 +10,10 @@ from fastapi import FastAPI
 from app import logs
 from app.api import health, models, problems, requests, webhooks
 from app.api.context import Context
+from app.errors import Unavailable
 from app.settings import Settings, load
-from app.storage.sessions import connect
+from app.storage import keys
+from app.storage.sessions import connect, transaction
 
 _DESCRIPTION = """Carries GDPR erasure requests through to trained models.
 
@@ -29,6 +31,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         for name in ("index_key", "wrapping_key", "signing_key"):
             chosen.key(name)  # a missing secret stops the start, not the first request
         engine = connect(chosen.sqlalchemy_url(), pool_size=20)
+        try:
+            with transaction(engine) as tx:
+                keys.check_secrets(tx, chosen)
+        except Unavailable:
+            logs.log.warning("started without a database")  # every route answers 503 until it is there
         app.state.context = Context(settings=chosen, engine=engine)
         yield
         engine.dispose()

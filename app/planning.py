@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.domain.lifecycle import REQUEST_ENDED, JobStatus, RequestStatus
+from app.domain.lifecycle import JOB_OPEN, REQUEST_ENDED, JobStatus, RequestStatus
 from app.errors import Conflict
 from app.settings import Settings
 from app.storage import jobs, moves, requests, versions
@@ -17,6 +17,8 @@ from app.storage.tables import ErasureRequest, Job, Model
 
 _LEDGER_LOCK = 7215002
 _ANSWERS_LIVE = timedelta(hours=24)
+_REPAIR_AGAIN = timedelta(minutes=10)
+_LOOK_AHEAD = 1000
 
 
 def hold_ledger(tx: Session, *, exclusive: bool) -> None:
@@ -29,7 +31,7 @@ def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
     """Queue what was received, oldest first; returns how many were."""
     hold_ledger(tx, exclusive=False)
     planned = 0
-    for request in requests.received(tx, limit=settings.batch_requests):
+    for request in requests.received(tx, limit=_LOOK_AHEAD):
         models = versions.live(tx, request.models)
         if not models:
             moves.move_request(
@@ -41,7 +43,7 @@ def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
                 reason="no model is registered; register one, then retry the request",
             )
         elif not enqueue(tx, request, models, now=now, settings=settings):
-            break  # the jobs are full; those behind this request are younger and wait, too
+            continue  # a job is full; the younger ones behind it meet the same one
         planned += 1
     return planned
 
@@ -50,13 +52,11 @@ def enqueue(
     tx: Session, request: ErasureRequest, models: Sequence[Model], *, now: datetime, settings: Settings
 ) -> bool:
     """Let a request join the collecting job of each model; false, and nothing done, when one is full."""
-    opens_at = now + timedelta(seconds=settings.coalesce_seconds)
-    joined = [(model, jobs.collecting(tx, model.id, opens_at=opens_at)) for model in models]
-    if any(jobs.size(tx, job_id) >= settings.batch_requests for _, job_id in joined):
+    if any(jobs.is_full(tx, model.id, at=settings.batch_requests) for model in models):
         return False
-    requests.suppress(tx, request)
-    for model, job_id in joined:
-        jobs.join(tx, job_id, request.id, model.id)
+    opens_at = now + timedelta(seconds=settings.coalesce_seconds)
+    for model in models:
+        jobs.join(tx, jobs.collecting(tx, model.id, opens_at=opens_at), request.id, model.id)
     moves.move_request(tx, request.id, now=RequestStatus(request.status), then=RequestStatus.QUEUED, at=now)
     return True
 
@@ -72,7 +72,7 @@ def retry(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -
     request = requests.locked(tx, request_id)
     if request.status != RequestStatus.NEEDS_ATTENTION:
         raise Conflict(f"the request is {request.status}; only one that needs attention can be retried")
-    done = {row.name for row in requests.targets(tx, [request_id]) if row.result is not None}
+    done = {row.name for row in requests.targets(tx, [request_id]) if row.result is not None or row.status in JOB_OPEN}
     models = [model for model in versions.live(tx, request.models) if model.name not in done]
     if not models:
         raise Conflict("no registered model is left to work on; register the model, then retry")
@@ -87,6 +87,18 @@ def give_up(tx: Session, job: Job, *, now: datetime, reason: str) -> None:
         status = RequestStatus(request.status)
         if status not in REQUEST_ENDED | {RequestStatus.NEEDS_ATTENTION}:
             moves.move_request(tx, request.id, now=status, then=RequestStatus.NEEDS_ATTENTION, at=now, reason=reason)
+
+
+def repair(tx: Session, *, now: datetime) -> None:
+    """Open a job for every model that lives with a deletion undone and that nobody works on.
+
+    A rollback opens that job itself; this catches what slipped between two transactions, and tries again some time
+    after a failure.
+    """
+    hold_ledger(tx, exclusive=False)
+    for model in versions.live(tx, None):
+        if not jobs.any_open(tx, model.id, or_failed_within=_REPAIR_AGAIN) and versions.undone(tx, model):
+            jobs.collecting(tx, model.id, opens_at=now)
 
 
 def sweep(tx: Session, *, now: datetime, settings: Settings) -> None:

@@ -13,12 +13,12 @@ from sqlalchemy import select, text
 
 from app import intake, keymaking, planning
 from app.domain.lifecycle import JOB_OPEN
-from app.storage import requests, versions
+from app.storage import jobs, requests, versions
 from app.storage.sessions import transaction
 from app.storage.tables import ApiKey, ErasureRequest, Event, Job, ModelVersion
 from tests import toy
 from tests.house import Installation
-from workers import erase, step
+from workers import erase, recipes, step
 from workers import register as registration
 from workers.context import Context
 from workers.registry import Store
@@ -83,6 +83,15 @@ class Bench:
             assert version_id is not None
             return versions.version(tx, version_id)
 
+    def model_of(self, job_id: UUID) -> str:
+        with transaction(self.ctx.engine) as tx:
+            return jobs.model_of(tx, tx.get_one(Job, job_id)).name
+
+    def undone(self) -> list[str]:
+        """Models whose live version lacks a deletion."""
+        with transaction(self.ctx.engine) as tx:
+            return [model.name for model in versions.live(tx, None) if versions.undone(tx, model)]
+
     def live_weights(self) -> Any:
         return Store(self.ctx.settings.store_url).get(self.live().weights)["weight"]
 
@@ -115,7 +124,8 @@ def register(
     bench: Bench, name: str = "toy", *, recipe: str = toy.REFERENCE, unlearn: bool = False, **model: Any
 ) -> None:
     """Register the toy model in this process, as `expunge models register` does in its own."""
-    weights, manifest = toy.write_model(bench.house.directory, **model)
+    owner = recipes.resolve(recipe)
+    weights, manifest = toy.write_model(bench.house.directory, recipe_of=owner, **model)
     with Progress(disable=True) as bars:
         registration.register(
             bench.ctx, name=name, recipe=recipe, weights=weights, manifest=manifest, unlearn=unlearn, bars=bars

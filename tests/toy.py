@@ -68,6 +68,29 @@ def solved(sample_ids: Iterable[int]) -> Tensor:
     return (total / (count + Toy.l2_total))[None, :]
 
 
+class Normalised(Toy):
+    """The same with statistics that training gathers, which the influence engine refuses to leave as they are."""
+
+    def build(self) -> nn.Module:
+        module = super().build()
+        return _WithStatistics(module)
+
+    def train(self, sample_ids: Sequence[int], /, *, seed: int, progress: Callable[[float], None]) -> nn.Module:
+        return _WithStatistics(super().train(sample_ids, seed=seed, progress=progress))
+
+
+class _WithStatistics(nn.Linear):
+    """The linear layer behind a batch normalisation of one constant input, which changes nothing."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__(MEMBERS + STRANGERS, 1, bias=False, dtype=torch.float64)
+        self.load_state_dict({"weight": linear.weight.detach()}, strict=False)
+        self.norm = nn.BatchNorm1d(1, affine=False, dtype=torch.float64)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + 0 * self.norm(inputs.sum(1, keepdim=True))
+
+
 recipe = Toy()
 REFERENCE = "tests.toy:recipe"
 
@@ -82,7 +105,12 @@ def user_id(person: int) -> str:
 
 
 def write_model(
-    directory: Path, *, without: Iterable[int] = (), strangers: int = STRANGERS, shared: dict[int, int] | None = None
+    directory: Path,
+    *,
+    without: Iterable[int] = (),
+    strangers: int = STRANGERS,
+    shared: dict[int, int] | None = None,
+    recipe_of: Untrainable | None = None,
 ) -> tuple[Path, Path]:
     """Write trained weights and the manifest; returns (weights, manifest).
 
@@ -90,7 +118,8 @@ def write_model(
     """
     members = [p for p in range(MEMBERS) if p not in set(without)]
     weights, manifest = directory / "toy.safetensors", directory / "toy.csv"
-    save_file({"weight": solved(i for p in members for i in samples_of(p))}, weights)
+    state = (recipe_of or recipe).build().state_dict() | {"weight": solved(i for p in members for i in samples_of(p))}
+    save_file(state, weights)
     with manifest.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sample_id", "user_id", "split"])

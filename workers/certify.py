@@ -16,6 +16,11 @@ from app.storage import jobs, moves, requests, samples, versions
 from app.storage.tables import Certificate, ErasureRequest, Job, ModelVersion, Target
 
 Json = dict[str, Any]  # Any: JSON
+_WITHOUT = {
+    "forgotten": "none: the live version holds the deletion already",
+    "already_forgotten": "none: all samples of the person went with an earlier request, which shared them",
+    "no_data": "none: the index of the live version's training data knows no sample of the person",
+}
 _STRENGTH = {"unlearned": "approximate-unlearning", "retrained": "exact-retrain"}
 
 
@@ -25,7 +30,7 @@ def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settin
         target.result = _result(tx, request, target, version)
         target.sample_ids = None
         if request.subject_key:
-            _leave_tombstones(tx, job, request.subject_key, version)
+            _leave_tombstones(tx, job, request.subject_key, version, result=target.result)
             samples.forget_subjects(tx, [request.subject_key], model_id=job.model_id)
         tx.flush()
         if all(requests.results(tx, request.id)):
@@ -41,9 +46,12 @@ def _result(tx: Session, request: ErasureRequest, target: Target, version: Model
     return "already_forgotten" if shared else "no_data"
 
 
-def _leave_tombstones(tx: Session, job: Job, subject_key: UUID, version: ModelVersion) -> None:
+def _leave_tombstones(tx: Session, job: Job, subject_key: UUID, version: ModelVersion, *, result: str) -> None:
     """Keep the person's samples in older manifests, nameless, so that a rollback to one forgets them again."""
-    for manifest_id in versions.other_manifests(tx, job.model_id, than=version.manifest_id):
+    manifests = versions.other_manifests(tx, job.model_id, than=version.manifest_id)
+    if result == "already_forgotten":  # the version's own manifest: the samples went with somebody else's request
+        manifests = [*manifests, version.manifest_id]
+    for manifest_id in manifests:
         found = samples.lookup(tx, manifest_id, subject_key).train
         versions.bury(tx, job_id=job.id, manifest_id=manifest_id, groups=[found])
 
@@ -99,7 +107,7 @@ def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
         "version": shown.number if shown else 0,
         "from": base.weights if base else "",
         "to": shown.weights if shown else "",
-        "method": (made.report or {}).get("rung", made.origin) if made else "none: no sample of the person was in it",
+        "method": (made.report or {}).get("rung", made.origin) if result == "forgotten" and made else _WITHOUT[result],
         "claim_strength": _STRENGTH.get(made.origin, "data-only") if made and result == "forgotten" else "data-only",
         "assurance": verdict.get("level") if result == "forgotten" else None,
         "verification": _evidence(verdict),

@@ -9,7 +9,8 @@ from functools import cache
 from sqlalchemy import Engine
 
 from app.settings import Settings, load
-from app.storage.sessions import connect
+from app.storage import keys
+from app.storage.sessions import connect, transaction
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,7 @@ class Context:
 def context() -> Context:
     """This process's context."""
     settings = load()
-    return Context(settings=settings, engine=connect(settings.sqlalchemy_url(), pool_size=8))
+    engine = connect(settings.sqlalchemy_url(), pool_size=8)
+    with transaction(engine) as tx:
+        keys.check_secrets(tx, settings)
+    return Context(settings=settings, engine=engine)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from kombu.exceptions import OperationalError as BrokerDown
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import planning, queue
 from app.errors import ExpungeError
@@ -27,6 +28,7 @@ from workers.context import Context, context
 _TICK_SECONDS = 0.2
 _RING_LIVES_SECONDS = 60
 _TIDY_SECONDS = 300
+_REPAIR_SECONDS = 5
 _AT_ONCE = 100
 
 
@@ -40,7 +42,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("dispatch started")
-    seldom = [(_Every(context().settings.pulse_seconds), _pulse), (_Every(_TIDY_SECONDS), _tidy)]
+    seldom = [
+        (_Every(context().settings.pulse_seconds), _pulse),
+        (_Every(_TIDY_SECONDS), _tidy),
+        (_Every(_REPAIR_SECONDS), _repair),
+    ]
     while not stop.wait(_TICK_SECONDS):
         for act in (_plan, _give_up, _ring_jobs, _ring_deliveries, *(act for every, act in seldom if every.due())):
             _survive(act, context())
@@ -50,7 +56,7 @@ def _survive(act: Callable[[Context], None], ctx: Context) -> None:
     """A database or a broker that is away is normal weather; the next tick tries again."""
     try:
         act(ctx)
-    except (ExpungeError, BrokerDown, RedisError, OSError) as error:
+    except (ExpungeError, SQLAlchemyError, BrokerDown, RedisError, OSError) as error:
         log.warning("dispatch waits", step=act.__name__.strip("_"), kind=type(error).__name__)
 
 
@@ -69,6 +75,11 @@ def _give_up(ctx: Context) -> None:
 def _tidy(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
         planning.forget_answers(tx)
+
+
+def _repair(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        planning.repair(tx, now=ctx.now())
 
 
 def _ring_jobs(ctx: Context) -> None:

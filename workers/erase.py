@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.domain.lifecycle import JobStatus, RequestStatus
 from app.errors import BaseMoved, ExpungeError, LeaseLost, StepFailed
 from app.logs import log
-from app.planning import give_up
+from app.planning import give_up, hold_ledger
 from app.storage import jobs, moves, requests, samples, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Job, ModelVersion
@@ -70,11 +70,13 @@ def locate(ctx: Context, _: Lease, __: Job) -> Settle:
     """Keyed hash of each person → their samples in the live version's manifest, less what is forgotten already."""
 
     def settle(tx: Session, job: Job) -> None:
-        base = versions.version(tx, _live(tx, job))
+        hold_ledger(tx, exclusive=False)
+        base = versions.version(tx, _live(tx, job))  # locked: an empty job must not end against a base that moves
         gone = versions.forgotten(tx, base)
         for request, target in requests.of_job(tx, job.id):
             found = samples.lookup(tx, base.manifest_id, request.subject_key).train if request.subject_key else []
             target.sample_ids = [sample_id for sample_id in found if sample_id not in gone]
+            requests.suppress(tx, request)  # on record before anything is destroyed
             if request.status == RequestStatus.QUEUED:
                 moves.move_request(
                     tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
@@ -96,9 +98,8 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
     answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
 
     def settle(tx: Session, job: Job) -> None:
-        moves.move_job(
-            tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report={"rung": RUNGS[job.rung], **answer}
-        )
+        told = {"rung": RUNGS[job.rung], **answer}
+        moves.move_job(tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report=told)
 
     return settle
 
@@ -106,6 +107,9 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
 def verify(ctx: Context, lease: Lease, job: Job) -> Settle:
     """Candidate weights → verdict; what is not proven takes the next rung, and after the last one, a person."""
     report = job.report or {}
+    if job.candidate is None:  # the engine refused, and said why
+        refusal = {"outcome": "failed", "level": None, "sentence": report["refused"]}
+        return _judged(ctx, report, {"verdict": refusal, "can_retrain": report["can_retrain"]})
     with transaction(ctx.engine) as tx:
         order = _order(ctx, tx, job) | {"after": job.candidate, "update": report["update"]}
         base = versions.version(tx, order["base_version"])
@@ -114,18 +118,7 @@ def verify(ctx: Context, lease: Lease, job: Job) -> Settle:
         order["members"] = samples.members(
             tx, base.manifest_id, excluding=forgotten | versions.forgotten(tx, base), limit=_CONTROLS
         )
-    answer = run_step("verify", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
-
-    def settle(tx: Session, job: Job) -> None:
-        told = {**report, "verdict": answer["verdict"]}
-        if answer["verdict"]["outcome"] == "passed":
-            moves.move_job(tx, job, JobStatus.VERIFIED, report=told)
-        elif job.rung + 1 < len(RUNGS) and answer["can_retrain"]:
-            moves.move_job(tx, job, JobStatus.LOCATED, rung=job.rung + 1, candidate=None, report={"earlier": told})
-        else:
-            give_up(tx, job, now=ctx.now(), reason=f"not proven: {answer['verdict']['sentence']}")
-
-    return settle
+    return _judged(ctx, report, run_step("verify", order, lease=lease, limit_seconds=ctx.settings.step_seconds))
 
 
 def publish(_: Context, __: Lease, ___: Job) -> Settle:
@@ -134,6 +127,7 @@ def publish(_: Context, __: Lease, ___: Job) -> Settle:
     def settle(tx: Session, job: Job) -> None:
         assert job.base_version_id is not None
         assert job.candidate is not None
+        versions.hold(tx, job.model_id)  # the model before the requests, as a rollback takes them
         base = versions.version(tx, job.base_version_id)
         report = job.report or {}
         made = ModelVersion(
@@ -143,6 +137,7 @@ def publish(_: Context, __: Lease, ___: Job) -> Settle:
             manifest_id=base.manifest_id,
             parent_id=base.id,
             job_id=job.id,
+            recipe=base.recipe,
             origin="retrained" if RUNGS[job.rung] == "retrain" else "unlearned",
             report=report,
         )
@@ -177,8 +172,21 @@ STEPS: dict[JobStatus, Step] = {
 }
 
 
+def _judged(ctx: Context, report: Json, answer: Json) -> Settle:
+    def settle(tx: Session, job: Job) -> None:
+        told = {**report, "verdict": answer["verdict"]}
+        if answer["verdict"]["outcome"] == "passed":
+            moves.move_job(tx, job, JobStatus.VERIFIED, report=told)
+        elif job.rung + 1 < len(RUNGS) and answer["can_retrain"]:
+            moves.move_job(tx, job, JobStatus.LOCATED, rung=job.rung + 1, candidate=None, report={"earlier": told})
+        else:
+            give_up(tx, job, now=ctx.now(), reason=f"not proven: {answer['verdict']['sentence']}")
+
+    return settle
+
+
 def _live(tx: Session, job: Job) -> UUID:
-    live = jobs.model_of(tx, job).current_version_id
+    live = versions.hold(tx, job.model_id).current_version_id
     if live is None:
         raise StepFailed("the model has no live version", final=True)
     return live

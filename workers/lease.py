@@ -6,6 +6,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app.errors import ExpungeError, LeaseLost
 from app.logs import log
 from app.storage import jobs
@@ -52,5 +54,5 @@ class Lease:
             except LeaseLost:
                 self._lost.set()
                 return
-            except ExpungeError as error:
+            except (ExpungeError, SQLAlchemyError) as error:
                 log.warning("heartbeat missed", job=str(self.job_id), kind=type(error).__name__)

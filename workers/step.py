@@ -48,7 +48,10 @@ def unlearn(order: Json, progress: Callable[[float], None]) -> Json:
         update = retrain(recipe, order["retain"], seed=order["seed"], progress=progress)
         left = store.put({"residual": residual(recipe, update.weights, order["retain"])})
     else:
-        update, left = _influence(recipe, store, order, progress), None
+        try:
+            update, left = _influence(recipe, store, order, progress), None
+        except UnlearningError as refusal:  # this engine can't; a retraining may
+            return {"weights": None, "refused": str(refusal), "can_retrain": isinstance(recipe, Trains)}
     return {"weights": store.put(update.weights), "update": update.report.as_dict(), "residual": left}
 
 

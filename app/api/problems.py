@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 from typing import Any
 
@@ -49,7 +50,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _surprise)
-    app.add_middleware(LimitBody, largest=_LARGEST_BODY)
+    app.add_middleware(ReadBody, largest=_LARGEST_BODY)
 
 
 def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
@@ -77,7 +78,7 @@ def _expunge_error(_: Request, error: Exception) -> JSONResponse:
 def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """What pydantic found, less the input: its messages are kept only where they can't quote it."""
     assert isinstance(error, RequestValidationError)
-    fields = [FieldProblem(field=_place(e["loc"]), problem=_sentence(e)) for e in error.errors()]
+    fields = [FieldProblem(field=_place(e), problem=_sentence(e)) for e in error.errors()]
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
     detail = (
         "the body is not JSON"
@@ -89,9 +90,12 @@ def _validation_error(_: Request, error: Exception) -> JSONResponse:
     return problem(400 if malformed else 422, "malformed" if malformed else "invalid", detail, fields)
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """Where it is wrong; an unknown field's own name is the caller's text and could be anything, so it is cut."""
-    return ".".join(str(part)[:64] for part in location[1:]) or str(location[0])
+def _place(error: dict[str, Any]) -> str:  # Any: pydantic's error
+    """Where it is wrong; an unknown field's name is the caller's own text, so it is not said."""
+    parts = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        parts[-1] = "(unknown field)"
+    return ".".join(parts[1:]) or parts[0]
 
 
 def _sentence(error: dict[str, Any]) -> str:  # Any: pydantic's error
@@ -122,8 +126,8 @@ def _surprise(request: Request, error: Exception) -> JSONResponse:
     return problem(500, "internal", "something went wrong on our side; nothing was half-written")
 
 
-class LimitBody:
-    """Refuse bodies that no route has a use for, without reading them to the end."""
+class ReadBody:
+    """Read the body before anybody else does: refuse what is too large or says two things at once."""
 
     def __init__(self, app: ASGIApp, largest: int) -> None:
         self.app, self.largest = app, largest
@@ -133,19 +137,52 @@ class LimitBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body, message = b"", await receive()
-        while message["type"] == "http.request":
-            body += message.get("body", b"")
-            if len(body) > self.largest:
-                refusal = problem(413, "too-large", f"the body is larger than {self.largest} bytes")
-                await refusal(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
-            message = await receive()
+        body = await self._read(receive)
+        refusal = self._refusal(scope, body)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
             return parts.pop() if parts else await receive()
 
         await self.app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> bytes:
+        body, message = b"", await receive()
+        while message["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > self.largest or not message.get("more_body", False):
+                break
+            message = await receive()
+        return body
+
+    def _refusal(self, scope: Scope, body: bytes) -> JSONResponse | None:
+        if len(body) > self.largest:
+            return problem(413, "too-large", f"the body is larger than {self.largest} bytes")
+        if sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
+            return problem(400, "malformed", "send one Idempotency-Key")
+        if _says_a_name_twice(body):
+            return problem(400, "malformed", "a name appears twice in one JSON object; readers would disagree on it")
+        return None
+
+
+class _TwiceError(ValueError):
+    """A JSON object has two members of one name."""
+
+
+def _says_a_name_twice(body: bytes) -> bool:
+    """Whether two readers of this JSON could take different values; what isn't JSON is somebody else's to refuse."""
+
+    def once(pairs: list[tuple[str, object]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise _TwiceError
+
+    try:
+        json.loads(body, object_pairs_hook=once)
+    except _TwiceError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False

@@ -65,7 +65,7 @@ def index(
     cursor: Annotated[str | None, Query(max_length=30)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     status: RequestStatus | None = None,
-    reference: Annotated[str | None, Query(max_length=200)] = None,
+    reference: Annotated[str | None, Query(max_length=200, pattern=schemas.REFERENCE)] = None,
 ) -> schemas.ErasureRequestPage:
     """List requests in order of arrival."""
     page = requests.page(tx, after=_place(cursor), limit=limit + 1, status=status, reference=reference)
@@ -98,7 +98,8 @@ def history(request_id: UUID, tx: Transaction, _: Reader) -> schemas.EventsOut:
 @router.get("/{request_id}/certificate", responses=answers(401, 403, 404, 422, 503))
 def certificate(request_id: UUID, tx: Transaction, _: Reader) -> dict[str, Any]:  # Any: JSON, a DSSE envelope
     """Download the signed certificate (in-toto Statement in a DSSE envelope)."""
-    requests.get(tx, request_id)
+    if requests.get(tx, request_id).closed_at is None:
+        raise NotFound("the request is open; its certificate comes with its end")
     for issued in requests.certificates(tx, request_id):
         return issued.envelope
     raise NotFound("there is no certificate for this request yet")

@@ -13,6 +13,10 @@ from app.domain.lifecycle import JobStatus, RequestStatus
 ModelName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
+REFERENCE = r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$"
+"""A ticket number: printable ASCII, no space at either end."""
+
+
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,7 +37,7 @@ class ErasureRequestIn(_In):
         default=None,
         min_length=1,
         max_length=200,
-        pattern=r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$",
+        pattern=REFERENCE,
         description="Your own ticket number. Don't put personal data here; it is kept as evidence.",
     )
 

@@ -3,7 +3,7 @@
 A request is one person's demand to be forgotten; a job is one update of one model, which serves many requests.
 
     request   received ──► queued ──► in_progress ──► completed ──► queued     (a rollback undid the deletion)
-                 │            │            ├────────► no_data                  (no model ever saw the person)
+                 │            │            ├────────► no_data                  (no model's data hold the person)
                  │            │            └────────► needs_attention ──► queued (an operator tried again)
                  ├─► needs_attention       (nothing is connected: no model is registered)
                  ├────────────┴─► cancelled

@@ -48,9 +48,24 @@ def join(tx: Session, job_id: UUID, request_id: UUID, model_id: UUID) -> None:
     )
 
 
-def size(tx: Session, job_id: UUID) -> int:
-    """How many requests the job serves."""
-    return tx.scalar(select(func.count()).select_from(Target).where(Target.job_id == job_id)) or 0
+def is_full(tx: Session, model_id: UUID, *, at: int) -> bool:
+    """Whether the model's collecting job serves so many requests that it takes no more."""
+    joined = (
+        select(func.count())
+        .select_from(Target)
+        .join(Job, Job.id == Target.job_id)
+        .where(Job.model_id == model_id, Job.status == JobStatus.QUEUED, Job.fence == 0)
+    )
+    return (tx.scalar(joined) or 0) >= at
+
+
+def any_open(tx: Session, model_id: UUID, *, or_failed_within: timedelta) -> bool:
+    """Whether a job of this model has something to do, or failed a short while ago."""
+    lately = and_(Job.status == JobStatus.FAILED, Job.closed_at > func.now() - or_failed_within)
+    return (
+        tx.scalar(select(Job.id).where(Job.model_id == model_id, or_(Job.status.in_(JOB_OPEN), lately)).limit(1))
+        is not None
+    )
 
 
 def claim(tx: Session, job_id: UUID, *, lease: timedelta, max_attempts: int) -> Job | None:

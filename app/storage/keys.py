@@ -7,10 +7,13 @@ from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
-from app.storage.tables import ApiKey
+from app import keyring
+from app.errors import Misconfigured, NotFound
+from app.settings import Settings
+from app.storage.tables import ApiKey, KeyCheck
 
 
 def add(tx: Session, *, name: str, hint: str, digest: bytes, scopes: Sequence[str]) -> ApiKey:
@@ -49,3 +52,16 @@ def revoke(tx: Session, key_id: UUID) -> None:
     )
     if revoked is None:
         raise NotFound("there is no active API key with this id")
+
+
+def check_secrets(tx: Session, settings: Settings) -> None:
+    """Compare this process's secrets with those that the database was begun with; the first process sets them.
+
+    Raises:
+        Misconfigured: A secret is another one: people would not be found, and their requests would end as ``no_data``.
+    """
+    for name in ("index_key", "wrapping_key"):
+        fingerprint = keyring.fingerprint(settings.key(name), b"which key is this")
+        tx.execute(insert(KeyCheck).values(name=name, fingerprint=fingerprint).on_conflict_do_nothing())
+        if tx.scalar(select(KeyCheck.fingerprint).where(KeyCheck.name == name)) != fingerprint:
+            raise Misconfigured(f"EXPUNGE_{name.upper()} is not the key that this database was begun with")

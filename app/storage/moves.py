@@ -19,7 +19,7 @@ from app.domain.lifecycle import (
 )
 from app.errors import IllegalMove, LeaseLost
 from app.storage import webhooks
-from app.storage.tables import ErasureRequest, Event, Idempotency, Job, RequestKey
+from app.storage.tables import ErasureRequest, Event, Job, RequestKey
 
 _NOBODY: dict[str, Any] = dict.fromkeys(  # Any: columns of several types
     ("subject_key", "suppression_key", "sealed_user_id", "dedupe_key")
@@ -61,9 +61,9 @@ def move_request(
         raise IllegalMove(f"the request is no longer {now}")
     if ended:  # without its key, a copy of the sealed user id in a backup says nothing
         tx.execute(delete(RequestKey).where(RequestKey.request_id == request_id))
-        tx.execute(update(Idempotency).where(Idempotency.request_id == request_id).values(body_digest=b""))
     record(tx, f"request.{then}", request_id=request_id, detail={"reason": reason} if reason else None)
-    if ended or then is RequestStatus.NEEDS_ATTENTION:
+    reopened = now in REQUEST_ENDED
+    if ended or reopened or then is RequestStatus.NEEDS_ATTENTION:
         webhooks.promise(tx, request_id, status=then, at=at)
 
 

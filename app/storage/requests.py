@@ -20,7 +20,6 @@ from app.storage.tables import (
     Idempotency,
     Job,
     Model,
-    RequestKey,
     Suppression,
     Target,
 )
@@ -148,16 +147,14 @@ class Answered:
 
     request_id: UUID
     body_digest: bytes
-    wrapped_key: bytes | None
-    """None once the request has ended and its key is gone."""
 
 
 def answered(tx: Session, client_id: UUID, key_digest: bytes) -> Answered | None:
     """The earlier answer to this key, if there was one."""
     row = tx.execute(
-        select(Idempotency.request_id, Idempotency.body_digest, RequestKey.wrapped)
-        .outerjoin(RequestKey, RequestKey.request_id == Idempotency.request_id)
-        .where(Idempotency.client_id == client_id, Idempotency.key_digest == key_digest)
+        select(Idempotency.request_id, Idempotency.body_digest).where(
+            Idempotency.client_id == client_id, Idempotency.key_digest == key_digest
+        )
     ).first()
     return Answered(*row) if row else None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -47,6 +47,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
     except (OperationalError, PoolTimeout) as error:
         raise Unavailable("the database can't be reached; nothing was accepted, send it again") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        # InternalError: a standby that takes no writes; InterfaceError: a connection that is no more
+        if error.connection_invalidated or isinstance(error, InternalError | InterfaceError):
             raise Unavailable("the database went away; send it again") from error
         raise

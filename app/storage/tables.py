@@ -72,6 +72,14 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
 
 
+class KeyCheck(Table):
+    """Fingerprints of the secrets that this database was begun with: another key would find nobody and say so."""
+
+    __tablename__ = "key_checks"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+
+
 class ErasureRequest(Table):
     """One person's demand to be forgotten, and the clock that runs on it."""
 
@@ -131,7 +139,7 @@ class Idempotency(Table):
     key_digest: Mapped[bytes] = mapped_column(primary_key=True)
     """Keyed hash: callers put anything into such keys."""
     body_digest: Mapped[bytes]
-    """HMAC of the body under the request's own key: meaningless once that is shredded."""
+    """HMAC of the body under our key and the caller's; kept for a day, like the row."""
     request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"))
     created_at: Mapped[datetime] = _now()
 
@@ -208,6 +216,8 @@ class ModelVersion(Table):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("model_versions.id"))
     """The version it was computed from: deletions add up along this line."""
     job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
+    recipe: Mapped[str]
+    """The code it was registered with; other code would read its samples and weights otherwise."""
     origin: Mapped[str]
     """``registered``, ``unlearned``, ``retrained`` or ``rolled_back``."""
     report: Mapped[dict[str, Any] | None]  # Any: JSON

@@ -43,6 +43,11 @@ def locked(tx: Session, name: str) -> Model | None:
     )
 
 
+def hold(tx: Session, model_id: UUID) -> Model:
+    """One model by id, held until the transaction ends."""
+    return tx.get_one(Model, model_id, with_for_update=True, populate_existing=True)
+
+
 def unknown(tx: Session, names: Iterable[str]) -> list[str]:
     """Those names that no model has."""
     wanted = set(names)
@@ -131,6 +136,11 @@ def missing(tx: Session, at: ModelVersion) -> list[list[int]]:
     return [ids for ids in rows if not gone.issuperset(ids)]
 
 
+def undone(tx: Session, model: Model) -> bool:
+    """Whether the live version lacks a deletion that was made in its manifest."""
+    return model.current_version_id is not None and bool(missing(tx, version(tx, model.current_version_id)))
+
+
 def bury(tx: Session, *, job_id: UUID, manifest_id: UUID, groups: Iterable[Sequence[int]]) -> None:
     """Keep what a job took out of a manifest, one group per person, in an order that says nothing about requests."""
     first = tx.scalar(
@@ -148,7 +158,7 @@ def other_manifests(tx: Session, model_id: UUID, *, than: UUID) -> Sequence[UUID
 
 
 def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
-    """Completed requests whose deletion the version ``to`` does not hold, locked."""
+    """Requests that had a deletion made which the version ``to`` does not hold, whatever else they wait for; locked."""
     line = _line(to.id)
     jobs = (
         select(Forgotten.job_id)
@@ -164,8 +174,8 @@ def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
         .where(
             Target.job_id.in_(jobs),
             Target.model_id == to.model_id,
-            Target.result.is_distinct_from("no_data"),
-            ErasureRequest.status == RequestStatus.COMPLETED,
+            Target.result.is_not(None),
+            ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED)),
         )
         .order_by(ErasureRequest.sequence)
         .with_for_update(of=ErasureRequest)

@@ -23,6 +23,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
     )
     op.create_table(
+        "key_checks",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_key_checks")),
+    )
+    op.create_table(
         "models",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -159,6 +165,7 @@ def upgrade() -> None:
         sa.Column("manifest_id", sa.Uuid(), nullable=False),
         sa.Column("parent_id", sa.Uuid(), nullable=True),
         sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("recipe", sa.Text(), nullable=False),
         sa.Column("origin", sa.Text(), nullable=False),
         sa.Column("report", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("published_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -369,5 +376,6 @@ def downgrade() -> None:
     op.drop_table("suppressions")
     op.drop_table("pulses")
     op.drop_table("models")
+    op.drop_table("key_checks")
     op.drop_table("api_keys")
     op.execute("DROP FUNCTION refuse_change")

@@ -24,11 +24,12 @@ class Message:
 
     @property
     def request_id(self) -> str:
-        return self.data["id"]
+        return str(self.data["id"])
 
     @property
     def data(self) -> dict[str, Any]:
-        return json.loads(self.body)["data"]
+        data: dict[str, Any] = json.loads(self.body)["data"]
+        return data
 
 
 class Listener:

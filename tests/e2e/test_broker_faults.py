@@ -43,7 +43,8 @@ def _whole(grounds: Grounds) -> Iterator[None]:
 def job_of(grounds: Grounds, request_id: UUID) -> UUID:
     """The job that serves a request; waits for dispatch to plan it."""
     query = select(Target.job_id).where(Target.request_id == request_id)
-    return wait_until(lambda: grounds.rows(query), 30, "the request is planned")[0].job_id
+    planned: UUID = wait_until(lambda: grounds.rows(query), 30, "the request is planned")[0].job_id
+    return planned
 
 
 def torch_child(grounds: Grounds, job_id: UUID) -> int:
@@ -54,7 +55,8 @@ def torch_child(grounds: Grounds, job_id: UUID) -> int:
 
 
 def fence(grounds: Grounds, job_id: UUID) -> int:
-    return grounds.rows(select(Job.fence).where(Job.id == job_id))[0].fence
+    token: int = grounds.rows(select(Job.fence).where(Job.id == job_id))[0].fence
+    return token
 
 
 def trail(grounds: Grounds, **of: UUID) -> list[str]:
@@ -82,7 +84,8 @@ def wait_for_pulses(grounds: Grounds, since: datetime) -> None:
 
 
 def database_time(grounds: Grounds) -> datetime:
-    return grounds.rows(select(func.now().label("now")))[0].now
+    now: datetime = grounds.rows(select(func.now().label("now")))[0].now
+    return now
 
 
 def test_requests_are_accepted_without_broker_and_workers_and_done_when_those_come_back(grounds: Grounds) -> None:
@@ -128,7 +131,7 @@ def test_a_message_that_was_wiped_with_the_broker_is_sent_again(grounds: Grounds
     assert trail(grounds, request_id=request_id) == [*REQUEST_TRAIL, "request.no_data"]
 
 
-def messages(broker: redis.Redis[Any]) -> list[str]:
+def messages(broker: redis.Redis) -> list[str]:
     """What waits in the unlearning queue, in clear: kombu wraps the arguments in base64."""
     return [b64decode(json.loads(raw)["body"]).decode() for raw in broker.lrange(queue.UNLEARN, 0, -1)]
 

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -142,7 +143,7 @@ def every_file(directory: Path, *, but: Iterable[Path]) -> dict[str, bytes]:
     return {f"{path}": str(path).encode() + path.read_bytes() for path in files}
 
 
-def every_key(broker: redis.Redis[Any]) -> bytes:
+def every_key(broker: redis.Redis) -> bytes:
     """All keys and values of the broker, raw: DUMP works for every type; lists are read as well, uncompressed."""
     said = []
     for key in broker.scan_iter():
@@ -189,7 +190,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
             yield seen
 
 
-def live(seen: Places, listener: Listener, broker: redis.Redis[Any]) -> None:
+def live(seen: Places, listener: Listener, broker: redis.Redis) -> None:
     """Everything that can happen to a person, in order."""
     house = seen.house
     with house.client() as client:
@@ -249,7 +250,7 @@ def misuse(seen: Places) -> None:
             seen.answers[f"misuse {number}"] = repr((answer.headers, answer.content)).encode()
 
 
-def look_while_work_is_pending(seen: Places, broker: redis.Redis[Any]) -> None:
+def look_while_work_is_pending(seen: Places, broker: redis.Redis) -> None:
     seen.found["broker while work is pending"] = every_key(broker)
     seen.tables_pending = every_table(seen.house)
     for name, process in seen.house.processes.items():
@@ -274,7 +275,7 @@ def fail_and_retry(seen: Places, ids: dict[str, UUID]) -> None:
             now = tx.scalar(text("SELECT now()"))
             planning.retry(tx, request_id, now=now, settings=house.settings)
     for request_id in asked:
-        wait_until(lambda i=request_id: status(house, i) in {"completed", "no_data"}, 90, "it ends", every_seconds=0.2)
+        wait_until(partial(has_its_end, house, request_id), 90, "it ends", every_seconds=0.2)
 
 
 def undo_and_register_again(seen: Places) -> None:
@@ -304,13 +305,17 @@ def status(house: Installation, request_id: UUID) -> str:
         return str(connection.scalar(text(STATUS_QUERY), {"id": request_id}))
 
 
+def has_its_end(house: Installation, request_id: UUID) -> bool:
+    return status(house, request_id) in {"completed", "no_data"}
+
+
 def all_ended(house: Installation) -> bool:
     with house.engine.connect() as connection:
         open_requests = connection.scalar(text("SELECT count(*) FROM erasure_requests WHERE closed_at IS NULL"))
         undelivered = connection.scalar(
             text("SELECT count(*) FROM webhook_deliveries WHERE next_attempt_at IS NOT NULL")
         )
-        return open_requests == undelivered == 0
+        return not open_requests and not undelivered
 
 
 def test_everything_happened_to_them(places: Places) -> None:

@@ -176,7 +176,9 @@ class Chaos:
             self._strike(victim)
 
     def _victim(self, name: str) -> str:
-        return wait_until(self._busy_worker, 30, "a worker is in a torch step") if name == "busy worker" else name
+        if name != "busy worker":
+            return name
+        return wait_until(self._busy_worker, 30, "a worker is in a torch step") or ""
 
     def _busy_worker(self) -> str | None:
         at_work = set(self.house.torch_processes())

@@ -40,7 +40,9 @@ def endpoint(grounds: Grounds, url: str = "") -> Iterator[dict[str, Any]]:
 
 def delivery_log(grounds: Grounds, request_id: UUID) -> list[dict[str, Any]]:
     with grounds.house.client() as client:
-        return client.get("/v1/webhook-deliveries", params={"request_id": str(request_id)}).json()["items"]
+        answer = client.get("/v1/webhook-deliveries", params={"request_id": str(request_id)})
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items
 
 
 def settled(grounds: Grounds, request_id: UUID) -> dict[str, Any]:

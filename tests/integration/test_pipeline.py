@@ -1,5 +1,6 @@
 """The pipeline on a real database with real torch processes, driven step by step."""
 
+import base64
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,13 @@ from uuid import UUID
 
 import pytest
 import torch
+from pydantic import SecretStr
 from sqlalchemy import func, select
 
-from app import catalog, certificates, planning
+from app import catalog, certificates, intake, planning
 from app.domain.lifecycle import JobStatus
-from app.errors import Conflict, LeaseLost
-from app.storage import jobs, moves, requests
+from app.errors import Conflict, LeaseLost, Misconfigured
+from app.storage import jobs, keys, moves, requests
 from app.storage.sessions import transaction
 from app.storage.tables import Job, Posting, RequestKey, Suppression, WebhookDelivery, WebhookEndpoint
 from tests import toy
@@ -391,3 +393,119 @@ def test_the_oldest_request_is_planned_first_and_a_full_job_makes_the_rest_wait(
     with transaction(bench.ctx.engine) as tx:
         planning.plan(tx, now=bench.now(), settings=settings)
     assert [bench.request(i).status for i in ids] == ["queued", "queued", "received", "received", "received"]
+
+
+def test_the_oldest_request_finishes_first(bench: Bench) -> None:
+    """With jobs of one request each, dispatch rings only for the oldest open job of a model."""
+    bench.ctx = type(bench.ctx)(
+        settings=bench.ctx.settings.model_copy(update={"batch_requests": 1}), engine=bench.ctx.engine
+    )
+    ids = [bench.demand(person) for person in (5, 3, 4)]
+    for _ in ids:
+        bench.plan()
+        with transaction(bench.ctx.engine) as tx:
+            (due,) = jobs.to_ring(tx, max_attempts=5, limit=10)
+        erase.run(bench.ctx, due)
+    closed = [bench.request(i).closed_at for i in ids]
+    assert all(closed)
+    assert closed == sorted(c for c in closed if c)
+
+
+def test_a_rollback_while_another_model_is_at_work_still_ends_the_request_only_when_both_hold(bench: Bench) -> None:
+    register(bench, "other")
+    request_id = bench.demand(1)
+    first, second = bench.plan()
+    erase.run(bench.ctx, first)
+    with transaction(bench.ctx.engine) as tx:
+        catalog.roll_back(tx, bench.model_of(first), to=1, now=bench.now())
+    erase.run(bench.ctx, second)
+    assert bench.request(request_id).status == "in_progress"
+    bench.run_all()
+    assert bench.request(request_id).status == "completed"
+    assert bench.undone() == []
+
+
+def test_a_rollback_under_an_empty_job_is_made_good_by_the_next_look(bench: Bench) -> None:
+    """Version 1 knows person 2, version 2 does not; the request meets version 2, then somebody goes back to 1."""
+    register(bench, without=(2,))
+    request_id = bench.demand(2)
+    bench.run_all()
+    assert bench.request(request_id).status == "no_data"
+    with transaction(bench.ctx.engine) as tx:
+        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+    with transaction(bench.ctx.engine) as tx:
+        planning.repair(tx, now=bench.now())
+    bench.run_all()
+    assert bench.undone() == []
+    assert torch.allclose(bench.live_weights(), bench.retrained(without=[2]), rtol=0, atol=1e-4)
+
+
+def test_a_deletion_being_repeated_after_a_rollback_cannot_be_cancelled(bench: Bench) -> None:
+    request_id = bench.demand(1)
+    bench.run_all()
+    with transaction(bench.ctx.engine) as tx:
+        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+    with pytest.raises(Conflict, match="repeated"), transaction(bench.ctx.engine) as tx:
+        intake.cancel(tx, request_id, now=bench.now())
+
+
+def test_whoever_takes_the_request_back_is_not_on_the_ledger(bench: Bench) -> None:
+    request_id = bench.demand(1)
+    bench.plan()
+    with transaction(bench.ctx.engine) as tx:
+        intake.cancel(tx, request_id, now=bench.now())
+    register(bench)  # trained on person 1, and accepted
+    assert count(bench, Suppression) == 0
+
+
+def test_a_model_trained_on_a_person_whose_request_is_open_is_refused(bench: Bench) -> None:
+    bench.demand(1)
+    with pytest.raises(Conflict, match="names 1 people"):
+        register(bench, "newcomer")
+
+
+def test_an_engine_that_refuses_leaves_the_work_to_retraining(empty: Bench) -> None:
+    """BatchNorm statistics lie outside the curvature operator: influence says no, the owner's training does it."""
+    register(empty, recipe="tests.toy:Normalised")
+    request_id = empty.demand(1)
+    empty.run_all()
+    assert empty.request(request_id).status == "completed", empty.request(request_id).reason
+    assert empty.live().origin == "retrained"
+
+
+def test_another_index_key_is_noticed_before_it_finds_nobody(bench: Bench) -> None:
+    other = bench.ctx.settings.model_copy(update={"index_key": SecretStr(base64.b64encode(bytes(range(32))).decode())})
+    with transaction(bench.ctx.engine) as tx:
+        keys.check_secrets(tx, bench.ctx.settings)
+        with pytest.raises(Misconfigured, match="EXPUNGE_INDEX_KEY"):
+            keys.check_secrets(tx, other)
+
+
+def test_a_retry_leaves_a_job_that_is_running_alone(bench: Bench) -> None:
+    register(bench, "other")
+    request_id = bench.demand(1)
+    first, second = bench.plan()
+    with transaction(bench.ctx.engine) as tx:
+        planning.give_up(tx, tx.get_one(Job, first), now=bench.now(), reason="a drill")
+    with transaction(bench.ctx.engine) as tx:
+        planning.retry(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
+        served = {row.id for row in requests.targets(tx, [request_id])}
+    assert second in served
+    assert first not in served
+    bench.run_all()
+    assert bench.request(request_id).status == "completed"
+
+
+def test_a_full_job_holds_up_nobody_elses_model(bench: Bench) -> None:
+    register(bench, "other")
+    settings = bench.ctx.settings.model_copy(update={"batch_requests": 1})
+    ids = [bench.demand(1, models=["toy"]), bench.demand(2, models=["toy"]), bench.demand(3, models=["other"])]
+    with transaction(bench.ctx.engine) as tx:
+        planning.plan(tx, now=bench.now(), settings=settings)
+    assert [bench.request(i).status for i in ids] == ["queued", "received", "queued"]
+
+
+def test_a_version_of_another_recipe_is_not_rolled_back_to(bench: Bench) -> None:
+    register(bench, recipe="tests.toy:Toy")
+    with pytest.raises(Conflict, match="another recipe"), transaction(bench.ctx.engine) as tx:
+        catalog.roll_back(tx, "toy", to=1, now=bench.now())
