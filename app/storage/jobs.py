@@ -127,7 +127,7 @@ def to_ring(tx: Session, *, max_attempts: int, limit: int) -> Sequence[UUID]:
     message, or every worker is busy.
     """
     older = aliased(Job)
-    patience = func.least(_RING_AGAIN_SECONDS * func.power(2, Job.rings), _RING_AGAIN_MOST_SECONDS)
+    patience = func.least(_RING_AGAIN_SECONDS * func.power(2, Job.rings - 1), _RING_AGAIN_MOST_SECONDS)
     ids = (
         select(Job.id)
         .where(

@@ -28,6 +28,7 @@ from workers.unlearning.evidence import low_tail, non_inferior, wilson
 from workers.unlearning.testing import Classification
 
 pytestmark = pytest.mark.slow
+torch.set_num_threads(1)  # these problems are so small that threads get in each other's way
 
 MEMBERS, STRANGERS = range(100), range(100, 220)
 GONE = (0, 1, 2)
@@ -132,6 +133,30 @@ def test_genuine_retrainings_are_flagged_no_more_often_than_the_level_says(world
         verdict = world.judge(retrain(world.recipe, kept, seed=user).weights, users=(user,))
         flags += _gate(verdict, "G3") == "failed" if len(verdict.gates) == 4 else 1
     assert flags <= 3
+
+
+def test_a_retraining_that_differs_by_its_seed_alone_is_not_stopped_by_a_doubt() -> None:
+    """Few strangers and a network that depends on its seed: G2 can bound nothing, and the retraining still ends it."""
+    recipe = Classification(users=60, each=4, hidden=16, l2_total=0.5)
+    members, strangers = range(1, 40), range(40, 60)
+    deployed = retrain(recipe, recipe.samples_of(*range(40)), seed=0).weights
+    doubts = 0
+    for seed in range(1, 9):
+        update = retrain(recipe, recipe.samples_of(*members), seed=seed)
+        verdict = verify(
+            recipe,
+            deployed,
+            update.weights,
+            users=[recipe.samples_of(0)],
+            retained_users=[recipe.samples_of(user) for user in members],
+            retained_ids=recipe.samples_of(*members),
+            strangers=[recipe.samples_of(user) for user in strangers],
+            update=update.report,
+            exact=True,
+        )
+        assert (verdict.outcome, verdict.level) == ("passed", "A0")
+        doubts += _gate(verdict, "G2") == "inconclusive"
+    assert doubts > 0
 
 
 def test_the_deployed_model_itself_is_refused_as_unchanged(world: World) -> None:
@@ -278,3 +303,13 @@ def test_non_inferiority_accepts_a_model_that_is_worse_by_the_margin_at_most_at_
 def test_wilson_agrees_with_the_textbook() -> None:
     """Wilson's interval for 15 of 20 (Brown, Cai & DasGupta 2001 use the same formula): 0.531 to 0.888."""
     assert wilson(0.75, 20) == pytest.approx([0.531, 0.888], abs=1e-3)
+
+
+def test_a_training_that_ignores_its_ids_is_no_retraining() -> None:
+    """A `train` that starts from the old weights and stops at once: the users look like members, as before."""
+    world = World()
+    nudged = {name: tensor * (1 + 1e-9) for name, tensor in world.deployed.items()}
+    report = retrain(world.recipe, world.kept, seed=1).report
+    verdict = world.judge(nudged, report, exact=True)
+    assert verdict.outcome == "failed"
+    assert "train()" in verdict.sentence

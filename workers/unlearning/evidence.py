@@ -46,8 +46,8 @@ def non_inferior(worse: Tensor, *, margin: float, alpha: float) -> Json:
         alpha: chance of passing a candidate whose true mean is the margin.
 
     Returns:
-        The outcome with its numbers: failed where even the observed mean exceeds the margin, inconclusive where only
-        the upper bound does.
+        The outcome with its numbers: passed where the upper bound of the mean lies within the margin, failed where even
+        the lower bound lies beyond it (or is no number), inconclusive between.
 
     >>> import torch
     >>> non_inferior(torch.tensor([0.1, -0.1, 0.1, -0.1]), margin=1.0, alpha=0.05)["outcome"]
@@ -55,6 +55,7 @@ def non_inferior(worse: Tensor, *, margin: float, alpha: float) -> Json:
     """
     mean = float(worse.mean())
     error = float(worse.std(unbiased=True)) / math.sqrt(len(worse)) if len(worse) > 1 else math.inf
-    upper = mean + NormalDist().inv_cdf(1 - alpha) * error
-    outcome: Outcome = "passed" if upper <= margin else "failed" if not mean <= margin else "inconclusive"
+    reach = NormalDist().inv_cdf(1 - alpha) * error
+    upper, lower = mean + reach, mean - reach
+    outcome: Outcome = "passed" if upper <= margin else "inconclusive" if lower <= margin else "failed"
     return {"outcome": outcome, "mean_worsening": mean, "upper_bound": upper, "margin": margin, "pairs": len(worse)}

@@ -164,13 +164,39 @@ def _run(
 
 
 def _decide(gates: Sequence[Gate], *, exact: bool) -> Verdict:
-    deciding = [gate for gate in gates if not (exact and gate.name == "G3 forgetting")]
+    """Let the worst gate speak; a retraining is stopped by a failure, not by a doubt.
+
+    Two honest trainings differ by their seeds, often by more than a test with few samples can bound: on the wage panel
+    15 of 24 genuine retrainings did not pass G2. The doubt stands in the gate's numbers and in the sentence.
+    """
+    deciding = [gate if not (exact and gate.name == "G3 forgetting") else _retrained_indeed(gate) for gate in gates]
     worst = min(deciding, key=_severity)
-    if worst.outcome != "passed":
+    if worst.outcome == "failed" or (worst.outcome == "inconclusive" and not exact):
         level = None if worst.outcome == "failed" else "A3"
         return Verdict(worst.outcome, level, f"{worst.name} {worst.outcome}: {worst.sentence}", tuple(gates))
-    made = "Trained from scratch without the users' samples. " if exact else ""
-    return Verdict("passed", "A0" if exact else "A2", made + deciding[-1].sentence, tuple(gates))
+    if not exact:
+        return Verdict("passed", "A2", gates[-1].sentence, tuple(gates))
+    made = "Trained again by the owner's train(), which was given only the retained samples."
+    return Verdict("passed", "A0", f"{made} {deciding[-2].sentence}", tuple(gates))
+
+
+def _retrained_indeed(gate: Gate) -> Gate:
+    """Judge a retraining by G3 only where it can't be one: the users look like members, with the loss they had before.
+
+    A genuine retraining flags an easy person now and then, which must not stop it; a `train` that starts from the old
+    weights, or ignores the ids it is given, leaves their losses where they were.
+    """
+    n = gate.numbers
+    level, sides = (
+        n.get("alpha_each_tail", 0.0),
+        zip(n.get("mean_loss_before", ()), n.get("mean_loss_after", ()), strict=True),
+    )
+    unmoved = [after <= 1.01 * before for before, after in sides]
+    stuck = sum(p <= level and still for p, still in zip(n.get("p_remembered", ()), unmoved, strict=True))
+    if not stuck:
+        return Gate(gate.name, "passed", gate.sentence, n)
+    sentence = f"{stuck} of {n['users']} users look like members, as before: does train() use only the ids it is given?"
+    return Gate(gate.name, "failed", sentence, n)
 
 
 def _severity(gate: Gate) -> int:
