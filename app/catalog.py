@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
-from app.domain import deadlines
+from app.domain import deadlines, identifiers
 from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, NotFound
 from app.planning import hold_ledger
@@ -46,6 +46,7 @@ def register(
         Invalid: The manifest breaks a rule; nothing is imported.
         Conflict: It was trained on erased people and ``unlearn`` is false, or another version was published meanwhile.
     """
+    identifiers.check_model_name(registration.name)
     model = versions.find(tx, registration.name) or _new(tx, registration)
     loaded = samples.load(
         tx,

@@ -81,7 +81,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 def _signed(key: bytes, body: bytes, signature: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, _pae(body))
-    except InvalidSignature:
+    except (InvalidSignature, ValueError):  # ValueError: not 32 bytes, so no key at all
         return False
     return True
 

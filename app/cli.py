@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -15,10 +16,10 @@ from uuid import UUID
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy.orm import Session
 
-from app import catalog, doctor, intake, keymaking, planning, queue, supervisor
+from app import catalog, certificates, doctor, intake, keymaking, planning, queue, supervisor
 from app.api.auth import Scope
 from app.domain.lifecycle import RequestStatus
 from app.errors import ExpungeError, Invalid
@@ -181,11 +182,9 @@ def rollback(name: str, to: Annotated[int, typer.Option(help="Number of the vers
 def list_requests(status: RequestStatus | None = None, limit: int = 50) -> None:
     """List requests in order of arrival."""
     with _tx() as (tx, _):
-        table = Table("id", "status", "reference", "received", "deadline", "reason")
+        table = Table(Column("id", no_wrap=True, min_width=36), "status", "reference", "received", "due")
         for r in requests.page(tx, after=0, limit=limit, status=status):
-            table.add_row(
-                str(r.id), r.status, r.reference or "", f"{r.received_at:%F %T}", f"{r.deadline:%F}", r.reason or ""
-            )
+            table.add_row(str(r.id), r.status, r.reference or "", f"{r.received_at:%F}", f"{r.deadline:%F}")
     console.print(table)
 
 
@@ -194,7 +193,12 @@ def show_request(request_id: UUID) -> None:
     """Show what happened to a request."""
     with _tx() as (tx, _):
         request = requests.get(tx, request_id)
-        table = Table("when", "what", "detail", title=f"{request.id}: {request.status}")
+        table = Table(
+            "when",
+            "what",
+            "detail",
+            title=f"{request.id}: {request.status}, due {request.deadline:%F}  {request.reason or ''}",
+        )
         for event in requests.events(tx, request_id):
             table.add_row(f"{event.at:%F %T.%f}"[:-3], event.type, json.dumps(event.detail) if event.detail else "")
     console.print(table)
@@ -252,6 +256,27 @@ def certificate(
         print(text)
 
 
+@api_keys.command()
+def public() -> None:
+    """Print the public key that certificates are checked by."""
+    settings = supervisor.join_embedded(load())
+    print(base64.b64encode(certificates.public_key(settings.key("signing_key"))).decode())
+
+
+@cli.command()
+def verify(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A certificate.")],
+    key: Annotated[str, typer.Option(help="The public key, from somewhere you trust.")],
+) -> None:
+    """Check a certificate offline: the signature is by this key; then print what it says."""
+    try:
+        envelope, public_key = json.loads(file.read_bytes()), base64.b64decode(key, validate=True)
+    except ValueError:
+        raise Invalid("certificate", "the file is not JSON, or the key not base64") from None
+    print(json.dumps(certificates.verify(envelope, public_key), indent=1, ensure_ascii=False))
+    _errors.print("[green]the signature is by this key[/]; whether the statement is true is for you to judge")
+
+
 @api_keys.command(name="create")
 def create_key(name: str, scope: Annotated[list[Scope], typer.Option(help="What it may do; repeat for more.")]) -> None:
     """Make a key; it is printed once."""
@@ -283,7 +308,9 @@ def revoke(key_id: UUID) -> None:
 
 def _become(*command: str) -> None:
     """Replace this process, so that signals reach the service itself."""
-    environment = supervisor.environment(supervisor.join_embedded(load()))
+    settings = supervisor.join_embedded(load())
+    settings.sqlalchemy_url()  # one sentence here instead of a traceback there
+    environment = supervisor.environment(settings)
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own argument list
 
 

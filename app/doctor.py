@@ -52,7 +52,13 @@ def _database(settings: Settings) -> list[Finding]:
     except (ExpungeError, SQLAlchemyError) as error:
         hint = str(error) if isinstance(error, ExpungeError) else type(error).__name__
         return [Finding("database", False, f"{hint}; check DATABASE_URL, or run `expunge up`")]
-    findings = [Finding("database", number >= 150000, f"PostgreSQL {number // 10000}; 15 or newer is needed")]
+    findings = [
+        Finding(
+            "database",
+            number >= 150000,
+            f"PostgreSQL {number // 10000}{'' if number >= 150000 else '; 15 or newer is needed'}",
+        )
+    ]
     try:
         migrate.compare(url)
     except CommandError:

@@ -27,13 +27,16 @@ def configure(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper(), logging.INFO)),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.getLogger("uvicorn.error").addFilter(_without_message)
+    for name in ("uvicorn.error", "celery.app.trace"):
+        logging.getLogger(name).addFilter(_without_message)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
 
 
 def _without_message(record: logging.LogRecord) -> bool:
-    """Uvicorn logs what an application raises with its message, which may quote anything; ours is logged by class."""
-    record.exc_info = None
+    """What others log of an exception quotes its message, which may hold anything; keep the class."""
+    if record.exc_info:
+        kind = record.exc_info[0]
+        record.msg, record.args, record.exc_info = f"failed: {kind.__name__ if kind else 'unknown'}", None, None
     return True
 
 

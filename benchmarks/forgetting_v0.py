@@ -34,7 +34,8 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
-from examples.wage_panel import manifest_rows, recipe  # noqa: E402 - after the path
+from examples.wage_panel import manifest_rows  # noqa: E402 - after the path
+from examples.wage_panel import network as recipe  # noqa: E402 - after the path
 from workers.unlearning import Update, Verdict, forget, residual, retrain, verify  # noqa: E402
 from workers.unlearning.evidence import low_tail  # noqa: E402
 from workers.unlearning.objective import Model, Objective  # noqa: E402

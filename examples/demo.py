@@ -46,9 +46,11 @@ from examples.wage_panel import recipe
 from workers.registry import Store
 
 MODEL = "wages"
-DRAW_SEED = 1
+DRAW_SEED = 3
 RETRAININGS = 3
+SEED = 0
 LIMIT_RHO = 1.2
+LIMIT_TWIN = 0.01
 WAIT_SECONDS = 150
 OUTPUT = Path(".expunge/demo")
 Json = dict[str, Any]  # Any: JSON
@@ -117,7 +119,7 @@ def train_and_register(home: Path, house: supervisor.House) -> dict[str, Tensor]
     """Train on everybody in the training split, write weights and manifest, register through the command line."""
     rows = list(wage_panel.manifest_rows())
     train_ids = [row.sample_id for row in rows if row.split == "train"]
-    weights = _train(train_ids, seed=0, label="training the network")
+    weights = _train(train_ids, seed=SEED, label="training the network")
     save_file(weights, home / "wages.safetensors")
     lines = [f"{row.sample_id},{row.user_id},{row.split}" for row in rows]
     (home / "wages.csv").write_text("\n".join(["sample_id,user_id,split", *lines]) + "\n")
@@ -181,13 +183,17 @@ def compare(
         retrained = [_loss(oracle, ids) for oracle in oracles]
         spread = f"{sum(retrained) / len(retrained):.4f}  ({min(retrained):.4f} … {max(retrained):.4f})"
         table.add_row(name, f"{_loss(before, ids):.4f}", f"{_loss(after, ids):.4f}", spread)
+    twin = _train(kept, seed=SEED, label="retraining from the same seed")
     floor = _mean(_distance(a, b, gone) for i, a in enumerate(oracles) for b in oracles[i + 1 :])
     rho = {
         name: _mean(_distance(w, o, gone) for o in oracles) / floor
         for name, w in (("before", before), ("after", after))
     }
     table.add_row("ρ on the forgotten", f"{rho['before']:.2f}", f"{rho['after']:.2f}", "1")
+    apart = {name: _distance(w, twin, gone) / floor for name, w in (("before", before), ("after", after))}
+    table.add_row("to the same seed's", f"{apart['before']:.2f}", f"{apart['after']:.0e}", "0")
     console.print(table)
+    checks(f"{apart['after']:.0e} of that far from its own seed's retraining", holds=apart["after"] <= LIMIT_TWIN)
     checks(
         f"ρ {rho['after']:.2f} is at most {LIMIT_RHO} (1 = as far as two retrainings are)",
         holds=rho["after"] <= LIMIT_RHO,

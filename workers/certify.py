@@ -94,22 +94,24 @@ def _statement(tx: Session, request: ErasureRequest, *, at: datetime, settings: 
 
 
 def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
-    """What was done to one model, with the numbers it was judged by."""
+    """What was done to one model for this person, and nothing that was done to it for others."""
     job = jobs.get(tx, job_id)
-    base = versions.version(tx, job.base_version_id) if job.base_version_id else None
     made = versions.made_by(tx, job_id)
-    shown = made or base
-    verdict = (made.report or {}).get("verdict", {}) if made else {}
+    asset = {"kind": "deployed model", "model": model, "result": result}
+    if result != "forgotten" or made is None:
+        live = versions.version(tx, jobs.model_of(tx, job).current_version_id or versions.base_of(tx, job).id)
+        untouched = {"method": _WITHOUT[result], "claim_strength": "data-only", "assurance": None, "verification": None}
+        return {**asset, "version": live.number, "from": None, "to": live.weights, **untouched}
+    report = made.report or {}
+    verdict = report.get("verdict", {})
     return {
-        "kind": "deployed model",
-        "model": model,
-        "result": result,
-        "version": shown.number if shown else 0,
-        "from": base.weights if base else "",
-        "to": shown.weights if shown else "",
-        "method": (made.report or {}).get("rung", made.origin) if result == "forgotten" and made else _WITHOUT[result],
-        "claim_strength": _STRENGTH.get(made.origin, "data-only") if made and result == "forgotten" else "data-only",
-        "assurance": verdict.get("level") if result == "forgotten" else None,
+        **asset,
+        "version": made.number,
+        "from": versions.base_of(tx, job).weights,
+        "to": made.weights,
+        "method": report.get("rung"),
+        "claim_strength": _STRENGTH[made.origin],
+        "assurance": verdict.get("level"),
         "verification": _evidence(verdict),
     }
 

@@ -98,7 +98,8 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
     answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
 
     def settle(tx: Session, job: Job) -> None:
-        told = {"rung": RUNGS[job.rung], **answer}
+        earlier = {"earlier": job.report["earlier"]} if job.report and "earlier" in job.report else {}
+        told = {"rung": RUNGS[job.rung], **answer, **earlier}
         moves.move_job(tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report=told)
 
     return settle

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file
 
 from app import catalog
+from app.domain.identifiers import check_model_name
 from app.errors import ExpungeError, Invalid
 from app.storage import samples
 from app.storage.sessions import transaction
@@ -22,10 +23,11 @@ from workers import manifest as manifests
 from workers import recipes
 from workers.context import Context, context
 from workers.registry import Store, check_weights
-from workers.unlearning import Recipe, UnlearningError, residual
+from workers.unlearning import Recipe, Trains, UnlearningError, residual
 from workers.unlearning.objective import check_fit
 
 _console = Console(stderr=True)
+_STRANGERS_WANTED = 99  # for a level of 0.01 per tail; below 19 nothing can be shown
 
 
 def main(arguments: list[str]) -> int:
@@ -61,6 +63,7 @@ def register(
         Conflict: The manifest names erased people and ``unlearn`` is false.
     """
     owner, store = recipes.resolve(recipe), Store(ctx.settings.store_url)
+    check_model_name(name)
     digest = _checked(owner, weights, store)
     train_ids = _train_ids(ctx, manifest, _bar(bars, "reading the manifest"))
     bars.add_task("training gradient", total=None)
@@ -79,7 +82,16 @@ def register(
         )
         recipes.remember(ctx.settings.recipes_path, name, recipe)  # a version must not be live before its code is known
     queued = f"; {loaded.suppressed} erased people are being unlearned from it" if loaded.suppressed else ""
-    return f"{name} version {version.number} is live: {loaded.samples} samples of {loaded.users} people{queued}"
+    live = f"{name} version {version.number} is live: {loaded.samples} samples of {loaded.users} people"
+    return f"{live}, {loaded.heldout_users} held out{queued}{_outlook(owner, loaded)}"
+
+
+def _outlook(owner: Recipe, loaded: samples.Loaded) -> str:
+    """What will become of requests, where the owner gave us too little to verify an update by."""
+    if loaded.heldout_users >= _STRANGERS_WANTED:
+        return ""
+    then = "be retrained" if isinstance(owner, Trains) else "need attention, since the recipe has no train()"
+    return f"\nfewer than {_STRANGERS_WANTED} people are held out to verify by: some or all requests will {then}"
 
 
 def _checked(owner: Recipe, weights: Path, store: Store) -> str:

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain import identifiers
 from app.domain.lifecycle import JobStatus, RequestStatus
 
-ModelName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+ModelName = Annotated[str, Field(pattern=identifiers.MODEL_NAME)]
 
 
 REFERENCE = r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$"

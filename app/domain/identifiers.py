@@ -30,6 +30,20 @@ _API_KEY_PREFIX: Final = "exk_"
 _API_KEY: Final = re.compile(rf"{_API_KEY_PREFIX}[0-9A-Za-z]{{{_SECRET_CHARACTERS + _CHECKSUM_CHARACTERS}}}")
 
 
+MODEL_NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,99}$"
+"""What a model may be called: lowercase letters, digits, ``.``, ``_`` and ``-``."""
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that requests could not use.
+
+    Raises:
+        Invalid: The name breaks the rule.
+    """
+    if not re.fullmatch(MODEL_NAME, name):
+        raise Invalid("name", "a model's name has up to 100 lowercase letters, digits, '.', '_' and '-'")
+
+
 def check_user_id(user_id: str) -> None:
     """Refuse an id that could not be stored, sent on or told apart by eye.
 

@@ -2,11 +2,10 @@
 
 A request is one person's demand to be forgotten; a job is one update of one model, which serves many requests.
 
-    request   received ──► queued ──► in_progress ──► completed ──► queued     (a rollback undid the deletion)
-                 │            │            ├────────► no_data                  (no model's data hold the person)
-                 │            │            └────────► needs_attention ──► queued (an operator tried again)
-                 ├─► needs_attention       (nothing is connected: no model is registered)
-                 ├────────────┴─► cancelled
+    request   received ──► queued ──► in_progress ──► completed ──► queued       (a rollback undid the deletion)
+                 │            │            ├────────► no_data                    (no model's data hold the person)
+                 ├────────────┼────────────┴────────► needs_attention ──► queued (an operator tried again)
+                 └────────────┴────► cancelled
 
     job       queued ──► located ──► unlearned ──► verified ──► published ──► certified
                 ▲  │        ▲            │             │

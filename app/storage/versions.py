@@ -187,6 +187,12 @@ def made_by(tx: Session, job_id: UUID) -> ModelVersion | None:
     return tx.scalar(select(ModelVersion).where(ModelVersion.job_id == job_id))
 
 
+def base_of(tx: Session, job: Job) -> ModelVersion:
+    """The version that a job began from."""
+    assert job.base_version_id is not None  # set by its first step
+    return version(tx, job.base_version_id)
+
+
 def of_job(tx: Session, job_id: UUID) -> ModelVersion:
     """The version that a published job made."""
     return tx.scalars(select(ModelVersion).where(ModelVersion.job_id == job_id)).one()

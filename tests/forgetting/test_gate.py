@@ -24,7 +24,7 @@ from workers.unlearning import (
     retrain,
     verify,
 )
-from workers.unlearning.evidence import low_tail, non_inferior, wilson
+from workers.unlearning.evidence import chance_of, low_tail, non_inferior, wilson
 from workers.unlearning.testing import Classification
 
 pytestmark = pytest.mark.slow
@@ -313,3 +313,19 @@ def test_a_training_that_ignores_its_ids_is_no_retraining() -> None:
     verdict = world.judge(nudged, report, exact=True)
     assert verdict.outcome == "failed"
     assert "train()" in verdict.sentence
+
+
+@pytest.mark.parametrize("users", [1, 10, 80, 256])
+def test_a_job_of_forgotten_users_fails_as_seldom_as_stated(users: int) -> None:
+    """Forgotten users are strangers: 2000 simulated jobs of each size, per tail at most 5 % plus three errors."""
+    generator, strangers, jobs = torch.Generator().manual_seed(users), 120, 2000
+    seen = torch.rand(jobs, strangers, generator=generator)
+    asked = torch.rand(jobs, users, generator=generator)
+    counts = [int((low_tail(u, s) <= 0.01).sum()) for u, s in zip(asked, seen, strict=True)]
+    failed = sum(chance_of(c, users=users, strangers=strangers, level=0.01) <= 0.05 for c in counts if c)
+    assert failed / jobs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / jobs)
+
+
+def test_a_job_in_which_most_still_look_like_members_fails_whatever_its_size() -> None:
+    for users in (1, 10, 80, 256):
+        assert chance_of(math.ceil(0.5 * users), users=users, strangers=120, level=0.01) <= 0.05

@@ -509,3 +509,20 @@ def test_a_version_of_another_recipe_is_not_rolled_back_to(bench: Bench) -> None
     register(bench, recipe="tests.toy:Toy")
     with pytest.raises(Conflict, match="another recipe"), transaction(bench.ctx.engine) as tx:
         catalog.roll_back(tx, "toy", to=1, now=bench.now())
+
+
+def test_a_certificate_says_nothing_of_what_was_done_for_others(bench: Bench) -> None:
+    """A known and an unknown person share a job; only the known one's certificate speaks of the update."""
+    known, unknown = bench.demand(1), bench.demand(99_999)
+    bench.run_all()
+    assert asset(bench, known)["verification"]["outcome"] == "passed"
+    told = asset(bench, unknown)
+    assert (told["result"], told["from"], told["verification"], told["assurance"]) == ("no_data", None, None, None)
+    assert told["to"] == bench.live().weights
+
+
+def test_what_an_earlier_rung_found_is_kept(empty: Bench) -> None:
+    register(empty, strangers=0)
+    empty.demand(1)
+    empty.run_all()
+    assert (empty.live().report or {})["earlier"]["verdict"]["outcome"] == "inconclusive"

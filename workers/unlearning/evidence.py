@@ -30,6 +30,29 @@ def auc(low_U: Tensor, high_m: Tensor) -> float:
     return float((less.double() + 0.5 * equal.double()).mean())
 
 
+def chance_of(flagged: int, *, users: int, strangers: int, level: float) -> float:
+    """Return P(at least `flagged` of `users` fully forgotten users have p ≤ level) among the same strangers.
+
+    They share one set of strangers, so the count is beta-binomial, wider than a binomial: with k = ⌊level·(m+1)⌋, the
+    share of people below the k-th stranger is Beta(k, m+1-k).
+
+    >>> round(chance_of(1, users=1, strangers=99, level=0.01), 12)
+    0.01
+    """
+    k = math.floor(level * (strangers + 1) + 1e-9)
+    if flagged == 0 or k == 0:
+        return 1.0
+    below = (_beta_binomial(x, users, k, strangers + 1 - k) for x in range(flagged))
+    return max(0.0, 1.0 - sum(below))
+
+
+def _beta_binomial(x: int, n: int, a: float, b: float) -> float:
+    def log_beta(p: float, q: float) -> float:
+        return math.lgamma(p) + math.lgamma(q) - math.lgamma(p + q)
+
+    return math.comb(n, x) * math.exp(log_beta(x + a, n - x + b) - log_beta(a, b))
+
+
 def wilson(share: float, trials: int, *, z: float = 1.96) -> list[float]:
     """Return Wilson's 95 % interval of a proportion (Wilson 1927)."""
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .errors import NonFinite, NothingToForget, WeightsDoNotFit
-from .evidence import Outcome, auc, low_tail, non_inferior, wilson
+from .evidence import Outcome, auc, chance_of, low_tail, non_inferior, wilson
 from .objective import Model, Objective, Recipe, Weights, build, check_fit
 from .report import Json, UpdateReport, as_json
 
@@ -48,6 +48,7 @@ class Thresholds:
         loss_margin: tolerated rise of the mean loss, as a share of the mean loss on strangers before the update.
         accuracy_margin: tolerated fall of accuracy.
         alpha_each: level of each tail of the user test, where there are enough strangers for it.
+        alpha_job: chance of failing a job of fully forgotten users, per tail, however many they are.
         few_strangers: with fewer, no sensible level exists and G3 is inconclusive.
         visible_below: a user with a pre-deletion p above this was not visible to the test.
         power_asked: share of retained members that the test must recognise for its silence to mean something.
@@ -60,6 +61,7 @@ class Thresholds:
     loss_margin: float = 0.05
     accuracy_margin: float = 0.02
     alpha_each: float = 0.01
+    alpha_job: float = 0.05
     few_strangers: int = 19
     visible_below: float = 0.2
     power_asked: float = 0.8
@@ -383,13 +385,11 @@ def _rank_outcome(n: Json, t: Thresholds) -> tuple[Outcome, str]:
     hidden = sum(p > t.visible_below for p in n["p_before"])
     if m < t.few_strangers:
         return "inconclusive", f"{m} strangers allow no p-value below {1 / (m + 1):.2g}; {t.few_strangers} are needed."
-    if remembered:
-        return "failed", f"{remembered} of {n['users']} users still look like members (p ≤ {level:.2g}, {m} strangers)."
-    if overforgotten:
-        return (
-            "failed",
-            f"{overforgotten} of {n['users']} users stand out as forgotten (p ≤ {level:.2g}, {m} strangers).",
-        )
+    for flagged, claim in ((remembered, "still look like members"), (overforgotten, "stand out as forgotten")):
+        chance = chance_of(flagged, users=n["users"], strangers=m, level=level)
+        if chance <= t.alpha_job:
+            sentence = f"{flagged} of {n['users']} users {claim} (p ≤ {level:.2g}, {m} strangers)"
+            return "failed", f"{sentence}; so many by chance: {chance:.2g}."
     if hidden and power < t.power_asked:
         return "inconclusive", (
             f"{hidden} of {n['users']} users were not distinguishable from strangers before deletion, and the test "
