@@ -17,7 +17,7 @@ demo: .venv/.done ## Forget real people end to end: services, model, requests, c
 	$(BIN)/expunge demo
 
 test: .venv/.done ## Run the whole suite against real services that it starts itself
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/.done ## Format, lint, types, import contracts, fast tests (under 60 s)
 	$(BIN)/ruff format --check .

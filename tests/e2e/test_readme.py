@@ -76,7 +76,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 def test_the_readme_connects_a_portal(shell: Shell) -> None:
     _, create_key, register_endpoint, demand = commands("Connect a portal")
-    shell.key = shell.run(create_key).strip()
+    shell.key = shell.run(f"{create_key}; echo $KEY").strip()
+    assert shell.key.startswith("exk_")
     assert '"secret":"whsec_' in shell.run(register_endpoint)
     first, second = shell.run(demand), shell.run(demand)
     assert '"status":"' in first
