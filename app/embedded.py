@@ -71,7 +71,7 @@ HASTY_SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off")
 
 # The server takes over the shell's process id; its watcher is a grandchild, so that PostgreSQL never meets a child it
 # did not fork. $0 is the signal's name, $@ the server's command; the pipe is the shell's standard input.
-LEASH = '( { read -r line; kill -s "$0" $$; } <&3 & ) 3<&0; exec "$@" </dev/null'
+LEASH = '( { read -r line; kill -s "$0" $$ 2>/dev/null; } <&3 & ) 3<&0; exec "$@" </dev/null'
 
 
 class Server(ABC):
