@@ -24,7 +24,7 @@ check: .venv/.done ## Format, lint, types, import contracts, fast tests (under 6
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -q
+	$(BIN)/pytest -m "not slow" -q -n 2
 
 format: .venv/.done ## Rewrite the sources in the house format
 	$(BIN)/ruff format .
