@@ -39,6 +39,7 @@ from torch import Tensor
 from app import certificates, keymaking, supervisor
 from app.api.auth import Scope
 from app.domain import webhook
+from app.embedded import Postgres
 from app.settings import load
 from app.storage.sessions import connect, transaction
 from examples import wage_panel
@@ -83,6 +84,7 @@ def main() -> int:
         console.rule("1  services, schema, processes")
         with (
             (OUTPUT / "processes.log").open("w") as log,
+            removed(home),
             supervisor.running(settings, port=_free_port(), log_to=log.fileno()) as house,
         ):
             console.print("  PostgreSQL, Valkey, API, dispatch and two workers are running")
@@ -107,6 +109,13 @@ def main() -> int:
         return 1
     console.print("[green]every claim above was checked and held[/]")
     return 0
+
+
+@contextmanager
+def removed(home: Path) -> Iterator[None]:
+    """Delete the database afterwards: where root hands PostgreSQL to another account, its data lie elsewhere."""
+    yield
+    Postgres(home / "postgres").remove()
 
 
 def choose_people() -> list[str]:

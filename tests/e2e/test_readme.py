@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.embedded import Postgres
 from tests import toy
 from tests.faults import wait_until
 
@@ -70,6 +71,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     yield shell
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 0
+    Postgres(shell.directory / ".expunge/postgres").remove()  # as root its data lie elsewhere
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", shell.port)) != 0
 
@@ -100,7 +102,7 @@ def test_the_two_commands_are_make_targets(command: str) -> None:
 
 
 def test_the_demo_checks_every_claim_and_leaves_nothing_running(tmp_path: Path) -> None:
-    before = _processes()
+    before, databases = _processes(), _databases()
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo"],
         cwd=tmp_path,
@@ -115,6 +117,7 @@ def test_the_demo_checks_every_claim_and_leaves_nothing_running(tmp_path: Path) 
     assert (tmp_path / ".expunge/demo/certificate.dsse.json").exists()
     left = [p for p in _processes() - before if b"expunge-demo-" in _environment_of(p)]
     assert not left
+    assert _databases() == databases
 
 
 def _environment_of(pid: str) -> bytes:
@@ -122,6 +125,11 @@ def _environment_of(pid: str) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
+
+
+def _databases() -> set[Path]:
+    """Where root's databases lie when their own directory can't be entered."""
+    return set(Path("/var/lib").glob("expunge-*"))
 
 
 def _processes() -> set[str]:
