@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.domain import deadlines, identifiers
 from app.domain.lifecycle import RequestStatus
-from app.errors import Conflict, NotFound
+from app.errors import Conflict
 from app.planning import hold_ledger
 from app.settings import Settings
 from app.storage import jobs, moves, requests, samples, versions
@@ -69,9 +69,9 @@ def register(
         recipe=registration.recipe,
         origin="registered",
     )
-    live = versions.locked(tx, registration.name)
+    versions.hold(tx, model.id)  # reads it anew: somebody may have published during the import
     _refuse_while_certifying(tx, model)
-    version = versions.publish(tx, made, base_id=live.current_version_id if live else None)
+    version = versions.publish(tx, made, base_id=model.current_version_id)
     model.recipe = registration.recipe
     moves.record(tx, "model.registered", model_id=model.id, detail={"version": version.number})
     for subject in loaded.suppressed_subjects:
@@ -90,9 +90,7 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelV
         Conflict: It is live already, or certificates for the live version are being written right now.
     """
     hold_ledger(tx, exclusive=False)
-    model = versions.locked(tx, name)
-    if model is None:
-        raise NotFound("no model of this name is registered")
+    model = versions.hold(tx, versions.model(tx, name).id)
     target = versions.numbered(tx, model.id, to)
     if model.current_version_id is None or model.current_version_id == target.id:
         raise Conflict(f"version {to} is live already")

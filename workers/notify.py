@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from app import callbacks
 from app.domain import webhook
-from app.domain.addresses import ForbiddenAddress
 from app.logs import log
 from app.storage import webhooks
 from app.storage.sessions import transaction
@@ -43,7 +42,7 @@ def _attempt(ctx: Context, tx: Session, delivery: WebhookDelivery, endpoint: Web
             allowed_networks=ctx.settings.webhook_allow,
         )
         answer, retry_after = response.status_code, response.retry_after
-    except (egress.Refused, egress.Undelivered, ForbiddenAddress) as error:
+    except (egress.Refused, egress.Undelivered) as error:
         answer = error
     outcome = webhook.outcome(answer)
     log.info("webhook", delivery=str(delivery.id), outcome=outcome.value)

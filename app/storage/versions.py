@@ -36,15 +36,8 @@ def find(tx: Session, name: str) -> Model | None:
     return tx.scalar(select(Model).where(Model.name == name).execution_options(populate_existing=True))
 
 
-def locked(tx: Session, name: str) -> Model | None:
-    """One model, held until the transaction ends: nobody publishes meanwhile."""
-    return tx.scalar(
-        select(Model).where(Model.name == name).with_for_update().execution_options(populate_existing=True)
-    )
-
-
 def hold(tx: Session, model_id: UUID) -> Model:
-    """One model by id, held until the transaction ends."""
+    """One model by id, read anew and held until the transaction ends: nobody publishes meanwhile."""
     return tx.get_one(Model, model_id, with_for_update=True, populate_existing=True)
 
 
