@@ -33,6 +33,9 @@ format: .venv/.done ## Rewrite the sources in the house format
 openapi: .venv/.done ## Rewrite docs/openapi.json from the code
 	$(BIN)/python -m app.api.openapi > docs/openapi.json
 
+bench-page: .venv/.done ## Write the tables and plots of docs/benchmarks.md from the results
+	$(BIN)/python benchmarks/page.py
+
 bench-%: .venv/.done ## Run benchmarks/NAME.py, write benchmarks/results/NAME.json
 	$(BIN)/python benchmarks/$*.py
 

@@ -37,9 +37,9 @@ def test_an_entry_point_loads_only_its_side_of_the_line(entry: str, strangers: s
     assert not loaded & strangers
 
 
-def test_the_engine_imports_torch_the_standard_library_and_itself() -> None:
+def test_the_engine_imports_torch_safetensors_the_plotter_and_itself() -> None:
     for module in _under("workers/unlearning/"):
-        assert module.imports() <= sys.stdlib_module_names | {"torch"}, module.path
+        assert module.imports() <= sys.stdlib_module_names | {"torch", "safetensors", "matplotlib"}, module.path
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
 """Influence-based unlearning for PyTorch: a plain library that knows nothing of the service around it.
 
-    update = forget(recipe, weights, forget_ids=..., retain_ids=..., residual=...)
-    verdict = verify(recipe, weights, update.weights, users=..., strangers=..., update=update.report, ...)
+    references = cross_fit(recipe, members, strangers, directory=...)     # once per model
+    factors = ekfac.fit(Objective(model, ids), model.theta_P)             # once per model
+    update = project(recipe, weights, forget_ids=..., retain_ids=..., references=..., factors=..., law="softmax")
+    verdict = verify(recipe, weights, update.weights, users=..., strangers=..., references=..., update=update.report, ...)
 
-How does it forget? Read objective, curvature, influence, stability, verification, in this order.
+The rungs, from cheap to sure: `project` (or `forget`, a Newton step, without references), `renew`, `retrain`; for convex
+heads `certified.resolve`. Read model, objective, curvature, projection, renewal, verification, in this order.
 """
 
+from . import certified, ekfac
+from .calibration import draw_canaries, noise_floor
 from .errors import (
     NonFinite,
     NotCovered,
@@ -15,16 +20,25 @@ from .errors import (
     UnlearningError,
     WeightsDoNotFit,
 )
+from .factors import Ekfac
 from .influence import Settings, forget
-from .objective import Cost, MovesSome, Objective, Recipe, Trains, Weights, residual
+from .model import FreezesBuffers, Model, MovesSome, OwnsRows, Paced, Recipe, Trains, Weights
+from .objective import Cost, Objective, residual
+from .projection import Projection, project
+from .references import References, cross_fit
+from .renewal import Renewal, ordinary_epoch, renew
 from .report import Update, UpdateReport
 from .retrain import retrain
+from .sharding import ProcessGroup
 from .solve import NoConvergence
 from .verification import Gate, Thresholds, Verdict, verify
 
 __all__ = [
     "Cost",
+    "Ekfac",
+    "FreezesBuffers",
     "Gate",
+    "Model",
     "MovesSome",
     "NoConvergence",
     "NonFinite",
@@ -32,8 +46,14 @@ __all__ = [
     "NotTrainable",
     "NothingToForget",
     "Objective",
+    "OwnsRows",
+    "Paced",
+    "ProcessGroup",
+    "Projection",
     "Recipe",
     "RecipeMisbehaves",
+    "References",
+    "Renewal",
     "Settings",
     "Thresholds",
     "Trains",
@@ -43,7 +63,15 @@ __all__ = [
     "Verdict",
     "Weights",
     "WeightsDoNotFit",
+    "certified",
+    "cross_fit",
+    "draw_canaries",
+    "ekfac",
     "forget",
+    "noise_floor",
+    "ordinary_epoch",
+    "project",
+    "renew",
     "residual",
     "retrain",
     "verify",

@@ -27,3 +27,35 @@ class NotTrainable(UnlearningError):
 
 class NothingToForget(UnlearningError):
     """The forget set, the retained set or a test sample is empty, or the first two overlap."""
+
+
+class MissingReferences(UnlearningError):
+    """No out-of-fold prediction is kept for a sample or a repeat that was asked for."""
+
+
+class ForeignReferences(UnlearningError):
+    """References on disk belong to other weights, another manifest, or another deal of people."""
+
+
+class NotDealable(UnlearningError):
+    """People, folds and repeats do not go together: too few people, an empty one, or one sample on two."""
+
+
+class TooFewRetrainings(UnlearningError):
+    """A distance between honest retrainings was asked of fewer than it takes."""
+
+
+class NotConvex(UnlearningError):
+    """The objective is not strongly convex in the moving parameters, so no distance to its minimum can be promised."""
+
+
+class Uncertifiable(UnlearningError):
+    """A convex head cannot meet the asked tolerance, (ε, δ) or noise at this precision."""
+
+
+class FactorsDoNotFit(UnlearningError):
+    """Curvature factors on disk belong to other weights, another manifest, another model or another fit."""
+
+
+class NotInvertible(UnlearningError):
+    """A preconditioner was asked for that would not be positive definite."""

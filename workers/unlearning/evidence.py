@@ -1,12 +1,14 @@
-"""The statistics behind the gates: a conformal rank, a paired non-inferiority test, a proportion with its interval.
+"""The statistics behind the gates: ranks among strangers, paired tests, proportions and areas with their errors.
 
 Shape suffixes: U users, m strangers.
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .report import Json
@@ -28,6 +30,20 @@ def auc(low_U: Tensor, high_m: Tensor) -> float:
     """Return the chance that a draw from the first lies below a draw from the second, ties counting half."""
     less, equal = low_U[:, None] < high_m[None, :], low_U[:, None] == high_m[None, :]
     return float((less.double() + 0.5 * equal.double()).mean())
+
+
+def delong(low_U: Tensor, high_m: Tensor) -> tuple[float, float]:
+    """Return `auc` and its standard error from the placements of either side among the other (DeLong 1988)."""
+    below_U, above_m = _placements(low_U, high_m), 1 - _placements(high_m, low_U)
+    variance = sum(float(part.var()) / len(part) if len(part) > 1 else math.inf for part in (below_U, above_m))
+    return float(below_U.mean()), math.sqrt(variance)
+
+
+def _placements(values_U: Tensor, others_m: Tensor) -> Tensor:
+    """Return for each value the share of the others above it, ties counting half."""
+    ordered, values_U = others_m.double().sort().values, values_U.double().contiguous()
+    up_to, below = (torch.searchsorted(ordered, values_U, right=right) for right in (True, False))
+    return 1 - (up_to + below).double() / (2 * len(others_m))
 
 
 def chance_of(flagged: int, *, users: int, strangers: int, level: float) -> float:
@@ -58,6 +74,44 @@ def wilson(share: float, trials: int, *, z: float = 1.96) -> list[float]:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def at_least(hits: int, trials: int, *, alpha: float) -> float:
+    """Return Clopper and Pearson's one-sided lower bound of a proportion (1934): the p with P(X ≥ hits) = alpha.
+
+    >>> round(at_least(10, 10, alpha=0.05), 6) == round(0.05 ** 0.1, 6)
+    True
+    """
+    low, high = 0.0, hits / trials
+    for _ in range(60):  # halving the unit interval 60 times ends below the rounding of a double
+        middle = (low + high) / 2
+        low, high = (middle, high) if _chance_of_hits(hits, trials, middle) < alpha else (low, middle)
+    return low
+
+
+def _chance_of_hits(hits: int, trials: int, p: float) -> float:
+    """P(X ≥ hits) of a binomial, summed from its logarithms."""
+    if hits == 0 or p <= 0.0:
+        return float(hits == 0)
+    logs = (
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        + k * math.log(p) + (trials - k) * math.log1p(-p)
+        for k in range(hits, trials + 1)
+    )  # fmt: skip
+    return math.fsum(map(math.exp, logs))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the order given (Holm 1979).
+
+    >>> [round(p, 12) for p in holm([0.04, 0.01, 0.03])]
+    [0.06, 0.03, 0.06]
+    """
+    corrected, worst = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = worst
+    return corrected
 
 
 def non_inferior(worse: Tensor, *, margin: float, alpha: float) -> Json:

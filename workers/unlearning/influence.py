@@ -20,18 +20,21 @@ Shape suffix: P moving parameters.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .curvature import GaussNewton
 from .errors import NothingToForget
-from .objective import Cost, Model, Objective, Progress, Recipe, Weights, check_coverage, require_finite
+from .objective import Cost, Model, Objective, OwnsRows, Progress, Recipe, Weights, check_coverage, require_finite
 from .report import Update, UpdateReport
+from .rows import check_unreached, erase_rows
+from .sharding import ALONE, Shards
 from .sketch import sketched_inverse
 from .solve import NoConvergence, Solution, conjugate_gradients
 from .stability import StepControl, Trial
+from .statistics import recompute
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Settings:
             forgetting on a digits network.
         groups: rows of the sketched preconditioner; 0 switches it off. It changes the number of products, no result.
         batch_size: samples per chunk.
-        frozen_buffers: buffers that training moves and that the caller accepts to leave.
+        frozen_buffers: buffers that training moves and that the caller accepts to leave, beside the recipe's own.
+        statistics_samples: retained samples on which batch statistics are recomputed, if the model has any.
         control: thresholds of the step control.
     """
 
@@ -61,6 +65,7 @@ class Settings:
     groups: int = 1024
     batch_size: int = 1024
     frozen_buffers: tuple[str, ...] = ()
+    statistics_samples: int = 4096
     control: StepControl = field(default_factory=StepControl)
 
 
@@ -73,6 +78,7 @@ def forget(
     residual: Tensor | None = None,
     settings: Settings = Settings(),
     progress: Progress | None = None,
+    shards: Shards = ALONE,
 ) -> Update:
     """Return weights from which the forgotten samples' influence is taken; the given weights are never written to.
 
@@ -85,6 +91,7 @@ def forget(
             zero: the weights are taken for a minimum, and the step goes to the minimum of the retained objective.
         settings: effort and thresholds.
         progress: called with a share in [0, 1].
+        shards: the processes that share the sums. Every rank makes the same call and gets the same update.
 
     Returns:
         New weights and the report. `report.complete` is False when the step control or the solver cut the update short;
@@ -95,15 +102,39 @@ def forget(
         NotCovered: learned state lies outside the curvature operator.
         NonFinite: numbers broke down.
         WeightsDoNotFit: the weights are not the recipe's.
+        RecipeMisbehaves: rows that the recipe gives to forgotten samples do not exist, or retained samples reach them.
     """
-    _check_sets(forget_ids, retain_ids)
-    model = Model(recipe, weights, frozen_buffers=settings.frozen_buffers)
-    objective = Objective(model, retain_ids, batch_size=settings.batch_size, cost=Cost())
+    check_sets(forget_ids, retain_ids)
+    model, erased = without_rows(Model(recipe, weights, frozen_buffers=settings.frozen_buffers), forget_ids)
+    objective = Objective(model, retain_ids, batch_size=settings.batch_size, cost=Cost(), shards=shards)
     check_coverage(objective)
-    r0_P = torch.zeros_like(model.theta_P) if residual is None else residual.to(model.theta_P)
+    check_unreached(objective)
+    r0_P = torch.zeros_like(model.theta_P) if residual is None else model.free(residual.to(model.theta_P))
     descent = _Descent(objective, r0_P, settings, progress or (lambda _: None))
     theta_P, reason = descent.run()
-    return Update(weights=model.state(theta_P), report=descent.report(theta_P, len(forget_ids), reason))
+    state = with_statistics(objective, theta_P, settings)
+    report = descent.report(theta_P, len(forget_ids), reason)
+    return Update(weights=state, report=replace(report, erased_rows=erased))
+
+
+def without_rows(model: Model, forget_ids: Sequence[int]) -> tuple[Model, int]:
+    """Erase what the recipe gives to the forgotten samples alone; the rest is solved without it."""
+    owned = model.recipe.owned_rows(forget_ids) if isinstance(model.recipe, OwnsRows) else {}
+    rows = sum(len(indices) for indices in owned.values())
+    return (erase_rows(model, owned), rows) if rows else (model, 0)
+
+
+def with_statistics(objective: Objective, theta_P: Tensor, settings: Settings) -> dict[str, Tensor]:
+    """Return the state dict, its batch statistics estimated anew where it has some."""
+    return recompute(
+        objective.model,
+        objective.model.state(theta_P),
+        objective.sample_ids,
+        samples=settings.statistics_samples,
+        batch_size=settings.batch_size,
+        seed=0,
+        cost=objective.cost,
+    )
 
 
 class _Descent:
@@ -150,7 +181,8 @@ class _Descent:
             tolerance=self.settings.tolerance,
             forward_backwards=self.objective.cost.forward_backwards,
             preconditioned=self.preconditioned,
-            frozen_buffers=self.settings.frozen_buffers,
+            frozen_buffers=self.objective.model.frozen_buffers,
+            recomputed_buffers=self.objective.model.recomputed_buffers,
         )
 
     def _try(self, theta_P: Tensor, gradient_P: Tensor, value: float, damping: float) -> tuple[Trial, Tensor, float]:
@@ -181,13 +213,14 @@ class _Descent:
         shift = self.objective.l2 + damping
         inverse = sketched_inverse(self.objective, theta_P, groups=self.settings.groups, shift=shift, seed=0)
         self.preconditioned = inverse is not None
+        free = self.objective.model.free
         try:
             return conjugate_gradients(
-                lambda v_P: curvature.product(v_P) + shift * v_P,
+                lambda v_P: curvature.product(v_P) + shift * v_P,  # keeps zeros where b is held still
                 b_P,
                 tolerance=self.settings.tolerance,
                 max_iterations=self.settings.max_products,
-                precondition=inverse,
+                precondition=inverse and (lambda r_P: free(inverse(r_P))),
                 progress=lambda share: self.progress((len(self.trials) + share) / self.settings.tries),
             )
         except NoConvergence as missed:
@@ -238,7 +271,8 @@ def _rounding(value: float, objective: Objective) -> float:
     return 16 * torch.finfo(dtype).eps * abs(value)
 
 
-def _check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
+def check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
+    """Refuse sets that are empty, hold a sample twice, or overlap."""
     if not forget_ids or not retain_ids:
         raise NothingToForget(f"{len(forget_ids)} samples to forget, {len(retain_ids)} to retain: both must be > 0")
     doubles = len(forget_ids) + len(retain_ids) - len(set(forget_ids) | set(retain_ids))

@@ -18,7 +18,7 @@ class UpdateReport:
     """How one update went.
 
     Attributes:
-        method: "newton" or "retrain".
+        method: "newton", "projection", "renewal" or "retrain".
         complete: False when the update was cut short and still holds data.
         reason: what cut it short.
         forgotten_samples: |S|; 0 for a retraining, which never reads them.
@@ -31,6 +31,9 @@ class UpdateReport:
         preconditioned: whether the solves had a sketched preconditioner.
         forward_backwards: work in per-sample forward-backward equivalents (None where the owner's code did it).
         frozen_buffers: buffers that training moves and that were left as they were.
+        recomputed_buffers: batch statistics estimated anew on retained samples; they may differ from before.
+        truncated: the solve was cut short on purpose: the cut is its trust region, so its residual decides nothing.
+        erased_rows: rows that existed only because of the forgotten samples and now hold a fresh draw.
         seed: of a retraining.
     """
 
@@ -47,6 +50,9 @@ class UpdateReport:
     preconditioned: bool = False
     forward_backwards: float | None = None
     frozen_buffers: tuple[str, ...] = ()
+    recomputed_buffers: tuple[str, ...] = ()
+    truncated: bool = False
+    erased_rows: int = 0
     seed: int | None = None
 
     @property
@@ -71,9 +77,10 @@ class UpdateReport:
     @classmethod
     def from_dict(cls, values: Json) -> Self:
         """Read back what `as_dict` wrote, in another process."""
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
         trials = tuple(_trial(trial) for trial in values["trials"])
-        return cls(**{**fields, "trials": trials, "frozen_buffers": tuple(values["frozen_buffers"])})
+        buffers = {name: tuple(values.get(name, ())) for name in ("frozen_buffers", "recomputed_buffers")}
+        return cls(**{**fields, "trials": trials, **buffers})
 
 
 @dataclass(frozen=True)

@@ -8,26 +8,21 @@ it took 353 products down to 44 (m = 1000) where a diagonal took 400 and did not
 Shape suffixes: m groups, N samples of a chunk, O numbers in one sample's output, P moving parameters.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .curvature import output_hessian
+from .cotangents import cotangents, each_input, pulled_back, square_root
 from .objective import Inputs, Objective
 from .solve import Operator
 
 LARGEST_SKETCH = 1 << 26  # numbers in U: half a gigabyte in float64
-LARGEST_OUTPUT = 512  # numbers in one sample's output: above this its Λ is not factored
 
 
 def sketched_inverse(objective: Objective, theta_P: Tensor, *, groups: int, shift: float, seed: int) -> Operator | None:
     """Return r ↦ (UᵀU + shift·I)⁻¹ r, or None where there is none to be had.
 
-    None without weight decay, without groups, with more outputs per sample than `LARGEST_OUTPUT`, and for modules that
-    `torch.vmap` cannot batch (recurrent nets): the solve then takes more products.
+    None without weight decay, without groups, for wide outputs whose curvature has no known root (see `cotangents`),
+    and for modules that `torch.vmap` cannot batch (recurrent nets): the solve then takes more products.
 
     Args:
         objective: whose GGN is sketched.
@@ -60,57 +55,25 @@ def _sketch(objective: Objective, theta_P: Tensor, groups: int, generator: torch
             return None
         shape = (max(1, len(targets) // per_group), min(per_group, len(targets)))
         dealt = torch.randperm(len(targets), generator=generator)[: shape[0] * shape[1]].to(targets.device)
-        rows.append(_summed_rows(objective, theta_P, _regroup(inputs, dealt, shape), cotangents_N[dealt], shape))
+        rows.append(_summed_rows(objective, theta_P, inputs, cotangents_N, dealt.reshape(shape)))
     objective.cost.add(len(objective), 2)
     return torch.cat(rows)
 
 
-def _summed_rows(
-    objective: Objective, theta_P: Tensor, inputs: Inputs, cotangents: Tensor, shape: tuple[int, int]
-) -> Tensor:
-    """Return Jᵀ(signed roots) of each group, shape (groups of this chunk, P), in one vectorised reverse pass."""
-    model = objective.model
-    moving = model.unflatten(theta_P)
-
-    def row(group: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
-        pull = vjp(lambda p: model.call(p, group), moving)[1]
-        return cast("dict[str, Tensor]", pull(cotangent)[0])
-
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
-        rows = vmap(row)(inputs, cotangents.reshape(*shape, *cotangents.shape[1:]))
-    return torch.cat([rows[name].reshape(shape[0], -1).double() for name in model.names], dim=1)
+def _summed_rows(objective: Objective, theta_P: Tensor, inputs: Inputs, cotangents_N: Tensor, dealt: Tensor) -> Tensor:
+    """Return Jᵀ(signed roots) of each group; `dealt` holds the samples of a group in each row."""
+    groups = each_input(inputs, lambda tensor: tensor[dealt.to(tensor.device)])
+    return pulled_back(objective, theta_P, groups, cotangents_N[dealt], objective.model.names)
 
 
 def _signed_roots(
     objective: Objective, theta_P: Tensor, inputs: Inputs, targets: Tensor, generator: torch.Generator
 ) -> Tensor | None:
-    """Return Λ^½ ε with random signs ε, shaped like the outputs; None where a sample has too many outputs."""
+    """Return Λ^½ ε with random signs ε, shaped like the outputs; None where Λ has no root to be had."""
     with torch.no_grad():
         outputs = objective.model.call(objective.model.unflatten(theta_P), inputs)
-    width = outputs[0].numel()
-    if width > LARGEST_OUTPUT:
-        return None
-    basis_OO = torch.eye(width, dtype=outputs.dtype, device=outputs.device)
-    columns = [
-        output_hessian(objective, outputs, targets, e_O.reshape(outputs[0].shape).expand_as(outputs))
-        for e_O in basis_OO
-    ]
-    lambda_NOO = torch.stack([column.reshape(-1, width) for column in columns], dim=2).double()
-    values_NO, vectors_NOO = torch.linalg.eigh(lambda_NOO)
-    signs_NO = torch.randint(0, 2, values_NO.shape, generator=generator).to(values_NO) * 2 - 1
-    roots_NO: Tensor = (vectors_NOO @ (values_NO.clamp_min(0).sqrt() * signs_NO)[..., None])[..., 0]
-    return roots_NO.reshape(outputs.shape).to(outputs.dtype)
-
-
-def _regroup(inputs: Inputs, dealt: Tensor, shape: tuple[int, int]) -> Inputs:
-    def regroup(tensor: Tensor) -> Tensor:
-        return tensor[dealt].reshape(*shape, *tensor.shape[1:])
-
-    if isinstance(inputs, Tensor):
-        return regroup(inputs)
-    if isinstance(inputs, dict):
-        return {name: regroup(tensor) for name, tensor in inputs.items()}
-    return tuple(regroup(tensor) for tensor in inputs)
+    root = square_root(objective, outputs, targets)
+    return None if root is None else next(cotangents(root, outputs, draws=1, generator=generator))
 
 
 def _solve(factor_mm: Tensor, right_m: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.unit.unlearning.problems import PROBLEMS, dense_ggn, dense_gradient
 from workers.unlearning import (
-    NotCovered,
     NothingToForget,
     NotTrainable,
     Settings,
@@ -192,7 +191,7 @@ def test_sets_that_make_no_sense_are_refused(gone: list[int], rest: list[int], f
         forget(ridge, ridge.solved(range(5)), forget_ids=gone, retain_ids=rest)
 
 
-def test_forgetting_fails_closed_on_batch_statistics() -> None:
+def test_batch_statistics_are_recomputed_unless_the_caller_leaves_them() -> None:
     class Normed(Classification):
         def build(self) -> torch.nn.Module:
             return torch.nn.Sequential(torch.nn.BatchNorm1d(12), torch.nn.Linear(12, 3)).double()
@@ -200,11 +199,13 @@ def test_forgetting_fails_closed_on_batch_statistics() -> None:
     recipe = Normed(users=4)
     weights = recipe.build().state_dict()
     gone, rest = recipe.samples_of(0), recipe.samples_of(1, 2, 3)
-    with pytest.raises(NotCovered, match="running_mean"):
-        forget(recipe, weights, forget_ids=gone, retain_ids=rest)
+    anew = forget(recipe, weights, forget_ids=gone, retain_ids=rest)
+    assert anew.report.recomputed_buffers == ("0.running_mean", "0.running_var", "0.num_batches_tracked")
+    torch.testing.assert_close(anew.weights["0.running_mean"], recipe.inputs_NF[rest].mean(0))
     left = ("0.running_mean", "0.running_var")
     report = forget(recipe, weights, forget_ids=gone, retain_ids=rest, settings=Settings(frozen_buffers=left)).report
     assert report.frozen_buffers == left
+    assert report.recomputed_buffers == ()
 
 
 def test_a_recipe_without_train_cannot_be_retrained() -> None:

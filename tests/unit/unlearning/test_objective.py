@@ -119,16 +119,18 @@ def _normed() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
 
-def test_batch_statistics_are_learned_state_outside_the_operator() -> None:
+def test_batch_statistics_are_named_as_what_is_recomputed_after_the_step() -> None:
     toy = Toy(_normed, _x, _y)
-    with pytest.raises(NotCovered, match=r"\['1.running_mean', '1.running_var'\]"):
-        check_coverage(Objective(Model(toy, toy.weights), range(6)))
+    model = Model(toy, toy.weights)
+    check_coverage(Objective(model, range(6)))
+    assert model.recomputed_buffers == ("1.running_mean", "1.running_var", "1.num_batches_tracked")
 
 
 def test_batch_statistics_may_be_left_by_name() -> None:
     toy = Toy(_normed, _x, _y)
     model = Model(toy, toy.weights, frozen_buffers=["1.running_mean", "1.running_var"])
     check_coverage(Objective(model, range(6)))
+    assert model.recomputed_buffers == ()
     assert torch.equal(model.state(model.theta_P + 1)["1.running_mean"], toy.weights["1.running_mean"])
 
 
