@@ -103,6 +103,7 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelV
         residual=target.residual,
         manifest_id=target.manifest_id,
         recipe=target.recipe,
+        calibration=target.calibration,  # its files may be gone: then workers do without
         parent_id=target.id,
         origin="rolled_back",
     )

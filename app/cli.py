@@ -139,6 +139,18 @@ def register(
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
+@models.command()
+def calibrate(
+    name: str,
+    folds: Annotated[int, typer.Option(help="Parts that the people are dealt into.", min=2)] = 5,
+    repeats: Annotated[int, typer.Option(help="Times that they are dealt anew; even numbers are best.", min=1)] = 4,
+) -> None:
+    """Train folds x repeats models on parts of the people, to aim and measure unlearning by; goes on after a crash."""
+    command = [sys.executable, "-m", "workers.calibrate", name, "--folds", str(folds), "--repeats", str(repeats)]
+    environment = supervisor.environment(supervisor.join_embedded(load()))
+    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
 @models.command(name="list")
 def list_models() -> None:
     """List models and their live versions."""

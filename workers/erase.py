@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.domain import ledger
 from app.domain.lifecycle import JobStatus, RequestStatus
 from app.errors import BaseMoved, ExpungeError, LeaseLost, StepFailed
 from app.logs import log
@@ -20,6 +21,7 @@ from app.planning import give_up, hold_ledger
 from app.storage import jobs, moves, requests, samples, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Job, ModelVersion
+from workers import leftovers
 from workers.certify import finish
 from workers.context import Context
 from workers.lease import Lease
@@ -29,11 +31,12 @@ Settle = Callable[[Session, Job], None]
 Step = Callable[[Context, Lease, Job], Settle]
 Json = dict[str, Any]  # Any: JSON
 
-RUNGS = ("influence", "retrain")
-"""The ladder: the next rung is taken when the one before is not proven."""
+RUNGS = ("influence", "renewal", "retrain")
+"""The ladder: the next rung is taken when the one before is not proven. Renewal needs a calibrated version."""
 _CONTROLS = 300
 """Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
 _BACKOFF_SECONDS = 2
+_EVERYBODY = 2**31 - 1
 
 
 def run(ctx: Context, job_id: UUID) -> None:
@@ -82,8 +85,14 @@ def locate(ctx: Context, _: Lease, __: Job) -> Settle:
                     tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
                 )
         tx.flush()
-        if _groups(tx, job, base.id):
-            moves.move_job(tx, job, JobStatus.LOCATED, base_version_id=base.id, rung=0, candidate=None)
+        groups = _groups(tx, job, base.id)
+        if groups:
+            start = ledger.decide(versions.ledger(tx, base, leaving=len(groups)))
+            report = {"ledger": {"reason": start.reason, "refresh_factors": start.refresh_factors}}
+            rung = RUNGS.index(start.rung)
+            moves.move_job(
+                tx, job, JobStatus.LOCATED, base_version_id=base.id, rung=rung, candidate=None, report=report
+            )
         else:
             moves.move_job(tx, job, JobStatus.EMPTY, base_version_id=base.id)
             finish(tx, job, base, at=ctx.now(), settings=ctx.settings)
@@ -98,8 +107,9 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
     answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
 
     def settle(tx: Session, job: Job) -> None:
-        earlier = {"earlier": job.report["earlier"]} if job.report and "earlier" in job.report else {}
-        told = {"rung": RUNGS[job.rung], **answer, **earlier}
+        if answer.get("calibrated") is False and order["calibration"]:
+            log.warning("references are gone", job=str(job.id), step="unlearn")
+        told = {"rung": RUNGS[job.rung], **answer, **_carried(job.report or {})}
         moves.move_job(tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report=told)
 
     return settle
@@ -122,8 +132,13 @@ def verify(ctx: Context, lease: Lease, job: Job) -> Settle:
     return _judged(ctx, report, run_step("verify", order, lease=lease, limit_seconds=ctx.settings.step_seconds))
 
 
-def publish(_: Context, __: Lease, ___: Job) -> Settle:
-    """Candidate → live version, if the base is live still; otherwise begin again on what is."""
+def publish(ctx: Context, lease: Lease, job: Job) -> Settle:
+    """Candidate → live version, if the base is live still; otherwise begin again on what is.
+
+    References are written anew without the forgotten before the transaction: a crash in between leaves a file that no
+    version names, and `leftovers` deletes it.
+    """
+    references = _redacted(ctx, lease, job)
 
     def settle(tx: Session, job: Job) -> None:
         assert job.base_version_id is not None
@@ -142,12 +157,15 @@ def publish(_: Context, __: Lease, ___: Job) -> Settle:
             origin="retrained" if RUNGS[job.rung] == "retrain" else "unlearned",
             report=report,
         )
+        counted = versions.ledger(tx, base, leaving=0)
         groups = _groups(tx, job, base.id)
         try:
             versions.publish(tx, made, base_id=base.id)
         except BaseMoved:
             moves.move_job(tx, job, JobStatus.QUEUED, base_version_id=None, candidate=None, rung=0, report=None)
             return
+        fitted = {"users_at": counted.left - len(groups), "fitted_at_version": made.number}
+        made.calibration = _calibration(base, report, references=references, fitted=fitted)
         versions.bury(tx, job_id=job.id, manifest_id=base.manifest_id, groups=groups)
         moves.move_job(tx, job, JobStatus.PUBLISHED)
 
@@ -155,7 +173,8 @@ def publish(_: Context, __: Lease, ___: Job) -> Settle:
 
 
 def certify(ctx: Context, _: Lease, __: Job) -> Settle:
-    """A certificate per request; keys and index rows go, webhooks are promised."""
+    """A certificate per request; keys, index rows and the old references go, webhooks are promised."""
+    leftovers.sweep(ctx)
 
     def settle(tx: Session, job: Job) -> None:
         moves.move_job(tx, job, JobStatus.CERTIFIED)
@@ -179,11 +198,45 @@ def _judged(ctx: Context, report: Json, answer: Json) -> Settle:
         if answer["verdict"]["outcome"] == "passed":
             moves.move_job(tx, job, JobStatus.VERIFIED, report=told)
         elif job.rung + 1 < len(RUNGS) and answer["can_retrain"]:
-            moves.move_job(tx, job, JobStatus.LOCATED, rung=job.rung + 1, candidate=None, report={"earlier": told})
+            kept = {"earlier": told, "ledger": told.pop("ledger", None)}
+            moves.move_job(tx, job, JobStatus.LOCATED, rung=_next_rung(tx, job), candidate=None, report=kept)
         else:
             give_up(tx, job, now=ctx.now(), reason=f"not proven: {answer['verdict']['sentence']}")
 
     return settle
+
+
+def _next_rung(tx: Session, job: Job) -> int:
+    """Renewal aims at references; a version without any goes straight to retraining."""
+    renewable = versions.base_of(tx, job).calibration is not None
+    return job.rung + 1 if renewable else RUNGS.index("retrain")
+
+
+def _carried(report: Json) -> Json:
+    """What a job's report keeps from rung to rung: what the ledger said, and what earlier rungs found."""
+    return {name: report[name] for name in ("ledger", "earlier") if name in report}
+
+
+def _redacted(ctx: Context, lease: Lease, job: Job) -> str | None:
+    """The digest of the base's references without the forgotten; none when the base has none (any more)."""
+    with transaction(ctx.engine) as tx:
+        base = versions.base_of(tx, job)
+        if base.calibration is None:
+            return None
+        order = _order(ctx, tx, job)
+        strangers = samples.strangers(tx, base.manifest_id, limit=_EVERYBODY)
+    keep = [*order["retain"], *(sample_id for ids in strangers for sample_id in ids)]
+    answer = run_step("redact", {**order, "keep": keep}, lease=lease, limit_seconds=ctx.settings.step_seconds)
+    found: str | None = answer["references"]
+    return found
+
+
+def _calibration(base: ModelVersion, report: Json, *, references: str | None, fitted: Json) -> Json | None:
+    """What the new version is calibrated with: fewer references, and new factors where they were fitted anew."""
+    if base.calibration is None or references is None:
+        return None
+    fresh = {**report["fitted"], **fitted} if report.get("fitted") else {}
+    return {**base.calibration, "references": references, **fresh}
 
 
 def _live(tx: Session, job: Job) -> UUID:
@@ -212,6 +265,8 @@ def _order(ctx: Context, tx: Session, job: Job) -> Json:
         "base": base.weights,
         "base_version": base.id.hex,
         "residual": base.residual,
+        "calibration": base.calibration,
+        "refresh_factors": bool(((job.report or {}).get("ledger") or {}).get("refresh_factors")),
         "rung": RUNGS[job.rung],
         "seed": job.id.int % 2**31,
         "forget": forget,

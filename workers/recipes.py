@@ -25,6 +25,8 @@ from workers.unlearning.objective import Recipe
 _METHODS: Final = ("build", "fetch", "loss")
 _OPTIONAL_METHODS: Final = ("train", "moves")
 _NUMBERS: Final = ("l2_per_sample", "l2_total")
+_PACE: Final = ("lr", "batch_size", "epochs")
+_LAWS: Final = ("softmax", "plain")
 _HEADER: Final = "[recipes]"
 
 
@@ -153,3 +155,15 @@ def _check(recipe: object, where: str) -> None:
     odd = [n for n, v in numbers.items() if not isinstance(v, int | float) or not math.isfinite(v) or v < 0]
     if odd:
         raise Misconfigured(f"{where}: {', '.join(odd)} must be a number of at least 0")
+    _check_optional(recipe, where)
+
+
+def _check_optional(recipe: object, where: str) -> None:
+    """Refuse a pace that trains nothing and a law that the engine does not know, before an hour depends on them."""
+    pace = {name: getattr(recipe, name) for name in _PACE if hasattr(recipe, name)}
+    odd = [n for n, v in pace.items() if not isinstance(v, int | float) or not math.isfinite(v) or v <= 0]
+    if odd:
+        raise Misconfigured(f"{where}: {', '.join(odd)} must be a number above 0")
+    law = getattr(recipe, "law", None)
+    if law not in (None, *_LAWS):
+        raise Misconfigured(f"{where}: law is {law!r} and must be one of {', '.join(_LAWS)}")

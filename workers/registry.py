@@ -2,6 +2,7 @@
 
     <url>/incoming/<random>                             being written; worthless after a crash
     <url>/blobs/sha256/ab/abcdef….safetensors           complete, named by what it holds
+    <url>/references/sha256/ab/abcdef….safetensors      the same for predictions about people, which are not kept
 
 A file gets its final name by one move after its last byte is on disk, so a crash leaves no half file under a digest.
 Whoever reads compares the digest: a file that was swapped, cut or damaged is an error, not a model.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +21,13 @@ from typing import IO, Any, Final
 from uuid import uuid4
 
 import torch
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from app.errors import Invalid, Misconfigured
+from app.errors import Invalid
+from workers.shelf import BLOBS, Shelf
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _CHUNK: Final = 1 << 20
 _ZIP: Final = b"PK\x03\x04"
 _PICKLE: Final = b"\x80"
@@ -39,17 +38,16 @@ class Store:
 
     Args:
         url: the directory; created with the first file.
+        shelf: the part of it; nothing of one is found on another.
 
     Raises:
         Misconfigured: fsspec does not know the protocol, or lacks its package.
     """
 
-    def __init__(self, url: str) -> None:
-        try:
-            files, self._root = url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise Misconfigured(f"EXPUNGE_STORE can't be used: {error}") from None
-        self._files: Any = files  # Any: fsspec publishes no types
+    def __init__(self, url: str, shelf: str = BLOBS) -> None:
+        self._shelf = Shelf(url, shelf)
+        self._root = self._shelf.root
+        self._files: Any = self._shelf.files  # Any: fsspec publishes no types
 
     def put(self, tensors: Mapping[str, Tensor]) -> str:
         """Store tensors and tell their digest; the same tensors give the same digest, whatever their order or device.
@@ -74,38 +72,45 @@ class Store:
             Invalid: There is nothing under this digest, or what is there has another one.
         """
         try:
-            content: bytes = self._files.cat_file(self._place(digest))
-        except FileNotFoundError:
-            raise Invalid("weights", f"the model store has nothing under {digest}") from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise Invalid("weights", f"the model store's file {digest} was altered or cut: its sha256 is another")
-        try:
-            return load(content)
+            return load(self._read(digest))
         except SafetensorError as error:
             raise Invalid("weights", f"{digest} is not a safetensors file: {error}") from None
 
     def exists(self, digest: str) -> bool:
         """Tell whether a complete file has this name; only ``get`` compares its content."""
-        return bool(self._files.exists(self._place(digest)))
+        return self._shelf.exists(digest)
 
     def delete(self, digest: str) -> None:
         """Remove a file; one that is gone already is no error, since deletions are repeated after crashes."""
-        try:
-            self._files.rm_file(self._place(digest))
-        except FileNotFoundError:
-            return
+        self._shelf.delete(digest)
 
-    def _place(self, digest: str) -> str:
-        if not _DIGEST.fullmatch(digest):
-            raise Invalid("weights", "a digest is 64 lower-case hexadecimal digits")
-        return f"{self._root}/blobs/sha256/{digest[:2]}/{digest}.safetensors"
+    @contextmanager
+    def lent(self, digest: str) -> Iterator[Path]:
+        """Hand out a checked copy as a local file, for readers that want a path; it is deleted afterwards.
+
+        Raises:
+            Invalid: As `get`.
+        """
+        with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
+            path = Path(directory) / f"{digest}.safetensors"
+            path.write_bytes(self._read(digest))
+            yield path
+
+    def _read(self, digest: str) -> bytes:
+        try:
+            content: bytes = self._files.cat_file(self._shelf.place(digest))
+        except FileNotFoundError:
+            raise Invalid("weights", f"the model store has nothing under {digest}") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise Invalid("weights", f"the model store's file {digest} was altered or cut: its sha256 is another")
+        return content
 
     def _write(self, source: IO[bytes]) -> str:
         incoming = f"{self._root}/incoming/{uuid4().hex}"
         self._files.makedirs(f"{self._root}/incoming", exist_ok=True)
         try:
             digest = self._copy(source, incoming)
-            place = self._place(digest)
+            place = self._shelf.place(digest)
             self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
             self._files.mv(incoming, place)  # over an equal file, or over one that went bad
         except BaseException:
@@ -121,20 +126,16 @@ class Store:
             while chunk := source.read(_CHUNK):
                 sha256.update(chunk)
                 target.write(chunk)
-            if self._is_local:
+            if self._shelf.is_local:
                 target.flush()
                 os.fsync(target.fileno())
         return sha256.hexdigest()
 
     def _settle(self, place: str) -> None:
         # The name must be as durable as the row in PostgreSQL that will point to it. Object stores see to that alone.
-        if self._is_local:
+        if self._shelf.is_local:
             for directory in Path(place).parents[:4]:  # ab, sha256, blobs, the root: each may be new
                 _sync(directory)
-
-    @property
-    def _is_local(self) -> bool:
-        return isinstance(self._files, LocalFileSystem)
 
 
 def check_weights(path: Path) -> None:

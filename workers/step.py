@@ -6,12 +6,12 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any
 
 from app.errors import ExpungeError
-from workers import recipes
+from workers import calibrated, recipes
 from workers.registry import Store
 from workers.unlearning import (
     Recipe,
@@ -19,14 +19,25 @@ from workers.unlearning import (
     UnlearningError,
     Update,
     UpdateReport,
+    Weights,
     forget,
     residual,
     retrain,
     verify,
 )
+from workers.unlearning.errors import NotTrainable
+from workers.unlearning.factors import Ekfac
+from workers.unlearning.model import Paced
+from workers.unlearning.projection import project
+from workers.unlearning.references import References
+from workers.unlearning.renewal import ordinary_epoch, renew
 
 Json = dict[str, Any]  # Any: JSON
 Say = Callable[[Json], None]
+Progress = Callable[[float], None]
+LARGEST_EPOCH = 200_000
+"""Retained samples beyond which the resurrection test is left out: it costs one ordinary epoch on all of them."""
+_REFIT = 0.5  # of the step's time, where the factors are fitted anew; for people who wait
 
 
 def main(name: str) -> int:
@@ -41,50 +52,154 @@ def main(name: str) -> int:
     return 0
 
 
-def unlearn(order: Json, progress: Callable[[float], None]) -> Json:
-    """Compute the candidate by the rung ordered; returns its digest, the report and, when retrained, its residual."""
+def unlearn(order: Json, progress: Progress) -> Json:
+    """Compute the candidate by the rung ordered; returns digests and the report, or why this rung can't."""
     recipe, store = recipes.load(Path(order["recipes"]), order["model"]), Store(order["store"])
-    if order["rung"] == "retrain":
-        update = retrain(recipe, order["retain"], seed=order["seed"], progress=progress)
-        left = store.put({"residual": residual(recipe, update.weights, order["retain"])})
-    else:
-        try:
-            update, left = _influence(recipe, store, order, progress), None
-        except UnlearningError as refusal:  # this engine can't; a retraining may
-            return {"weights": None, "refused": str(refusal), "can_retrain": isinstance(recipe, Trains)}
-    return {"weights": store.put(update.weights), "update": update.report.as_dict(), "residual": left}
+    try:
+        return RUNGS[order["rung"]](recipe, store, order, progress)
+    except UnlearningError as refusal:  # this rung can't; the next may
+        if order["rung"] == "retrain":
+            raise
+        return {"weights": None, "refused": str(refusal), "can_retrain": isinstance(recipe, Trains)}
 
 
-def judge(order: Json, progress: Callable[[float], None]) -> Json:
+def judge(order: Json, progress: Progress) -> Json:
     """Compare the candidate with the base; returns the verdict and whether the recipe could retrain."""
     recipe, store = recipes.load(Path(order["recipes"]), order["model"]), Store(order["store"])
+    after, exact = store.get(order["after"]), order["rung"] == "retrain"
+    placed = [*order["forget"], *order["members"], *order["strangers"]]
     verdict = verify(
         recipe,
         store.get(order["base"]),
-        store.get(order["after"]),
+        after,
         users=order["forget"],
         retained_users=order["members"],
         retained_ids=order["retain"],
         strangers=order["strangers"],
         update=UpdateReport.from_dict(order["update"]),
-        exact=order["rung"] == "retrain",
+        exact=exact,
+        references=_references(order, covering={sample_id for ids in placed for sample_id in ids}),
+        after_epoch=None if exact else _after_epoch(recipe, after, order),
     )
     progress(1.0)
     return {"verdict": verdict.as_dict(), "can_retrain": isinstance(recipe, Trains)}
 
 
-ORDERS: dict[str, Callable[[Json, Callable[[float], None]], Json]] = {"unlearn": unlearn, "verify": judge}
+def redact(order: Json, progress: Progress) -> Json:
+    """Write the base's references anew without everybody who is to have none; returns their digest, None if gone."""
+    found = _references(order, covering=())
+    if found is None:
+        return {"references": None}
+    drop = sorted(set(found.sample_ids.tolist()).difference(order["keep"]))
+    bound = {"weights": order["calibration"]["weights"], "manifest": order["calibration"]["manifest"]}
+    digest = calibrated.keep_references(order["store"], found.without(drop), **bound)
+    progress(1.0)
+    return {"references": digest}
 
 
-def _influence(recipe: Recipe, store: Store, order: Json, progress: Callable[[float], None]) -> Update:
+ORDERS: dict[str, Callable[[Json, Progress], Json]] = {"unlearn": unlearn, "verify": judge, "redact": redact}
+
+
+def _influence(recipe: Recipe, store: Store, order: Json, progress: Progress) -> Json:
+    """Project onto the references where the base is calibrated, else take the Newton step."""
+    found = _references(order, covering=_forgotten(order))
+    if found is None:
+        return _answer(store, _newton(recipe, store, order, progress), calibrated=False)
+    weights, fresh = store.get(order["base"]), order["refresh_factors"]
+    if fresh:
+        factors = _fit(recipe, weights, order, lambda share: progress(_REFIT * share))
+    else:
+        factors = calibrated.factors(order["store"], order["calibration"], recipe, weights)
+    begun = _REFIT if fresh else 0.0
+    update = project(
+        recipe,
+        weights,
+        forget_ids=_forgotten(order),
+        retain_ids=order["retain"],
+        references=found,
+        factors=factors,
+        law=order["calibration"]["law"],
+        progress=lambda share: progress(begun + (1 - begun) * share),
+    )
+    fitted = _kept(factors, order["base"], order) if fresh else {}
+    return _answer(store, update, calibrated=True, **fitted)
+
+
+def _renewal(recipe: Recipe, store: Store, order: Json, progress: Progress) -> Json:
+    found = _references(order, covering=_forgotten(order))
+    if found is None:
+        raise NotTrainable("there are no references of the people to forget, by which weights could be renewed")
+    update = renew(
+        recipe,
+        store.get(order["base"]),
+        forget_ids=_forgotten(order),
+        retain_ids=order["retain"],
+        references=found,
+        law=order["calibration"]["law"],
+        seed=order["seed"],
+        progress=progress,
+    )
+    return _answer(store, update, calibrated=True)
+
+
+def _retrain(recipe: Recipe, store: Store, order: Json, progress: Progress) -> Json:
+    """Train anew; the curvature of a calibrated model is fitted to where the training ended."""
+    update = retrain(recipe, order["retain"], seed=order["seed"], progress=progress)
+    left = store.put({"residual": residual(recipe, update.weights, order["retain"])})
+    answer = _answer(store, update, residual=left)
+    if order["calibration"] is None:
+        return answer
+    factors = _fit(recipe, update.weights, order, lambda _: None)
+    return {**answer, **_kept(factors, answer["weights"], order)}
+
+
+RUNGS: dict[str, Callable[[Recipe, Store, Json, Progress], Json]] = {
+    "influence": _influence,
+    "renewal": _renewal,
+    "retrain": _retrain,
+}
+
+
+def _newton(recipe: Recipe, store: Store, order: Json, progress: Progress) -> Update:
     return forget(
         recipe,
         store.get(order["base"]),
-        forget_ids=sorted({sample_id for group in order["forget"] for sample_id in group}),
+        forget_ids=_forgotten(order),
         retain_ids=order["retain"],
         residual=store.get(order["residual"])["residual"] if order["residual"] else None,
         progress=progress,
     )
+
+
+def _answer(store: Store, update: Update, **more: Any) -> Json:  # Any: JSON
+    return {"residual": None, **more, "weights": store.put(update.weights), "update": update.report.as_dict()}
+
+
+def _references(order: Json, *, covering: Collection[int]) -> References | None:
+    return calibrated.references(order["store"], order["calibration"], covering=covering)
+
+
+def _fit(recipe: Recipe, weights: Weights, order: Json, progress: Progress) -> Ekfac:
+    return calibrated.fit_factors(recipe, weights, order["retain"], progress=progress)
+
+
+def _kept(factors: Ekfac, fitted_to: str, order: Json) -> Json:
+    """Store factors; what the published version's calibration takes over from the report."""
+    digest = calibrated.keep_factors(
+        order["store"], factors, weights=fitted_to, manifest=order["calibration"]["manifest"]
+    )
+    return {"fitted": {"factors": digest, "fitted_to": fitted_to}}
+
+
+def _after_epoch(recipe: Recipe, after: Weights, order: Json) -> Weights | None:
+    """Train the candidate on for one ordinary epoch: a memory that was only hidden returns."""
+    if not isinstance(recipe, Paced) or len(order["retain"]) > LARGEST_EPOCH:
+        return None
+    return ordinary_epoch(recipe, after, order["retain"], seed=order["seed"])
+
+
+def _forgotten(order: Json) -> list[int]:
+    return sorted({sample_id for group in order["forget"] for sample_id in group})
 
 
 def _mouth() -> Say:

@@ -221,6 +221,8 @@ class ModelVersion(Table):
     origin: Mapped[str]
     """``registered``, ``unlearned``, ``retrained`` or ``rolled_back``."""
     report: Mapped[dict[str, Any] | None]  # Any: JSON
+    calibration: Mapped[dict[str, Any] | None]  # Any: JSON
+    """Digests of its references and curvature factors, and what they were fitted on; none: not calibrated."""
     published_at: Mapped[datetime] = _now()
     retired_at: Mapped[datetime | None]
     __table_args__ = (UniqueConstraint("model_id", "number"),)
@@ -246,7 +248,7 @@ class Job(Table):
     """Rings since the last claim."""
     base_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("model_versions.id"))
     rung: Mapped[int] = mapped_column(server_default="0")
-    """Rung of the ladder: 0 influence, 1 retraining."""
+    """Rung of the ladder: 0 influence, 1 renewal, 2 retraining."""
     candidate: Mapped[str | None]
     """sha256 of the weights waiting to be verified or published."""
     report: Mapped[dict[str, Any] | None]  # Any: JSON

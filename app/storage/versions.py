@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
+from app.domain.ledger import Ledger
 from app.domain.lifecycle import RequestStatus
 from app.errors import BaseMoved, NotFound
 from app.storage.tables import ErasureRequest, Forgotten, Job, Manifest, Model, ModelVersion, Target
+
+_TRAINED = ("registered", "retrained")
 
 
 def models(tx: Session) -> Sequence[Model]:
@@ -95,6 +99,55 @@ def publish(tx: Session, made: ModelVersion, *, base_id: UUID | None) -> ModelVe
     tx.execute(update(Model).where(Model.id == made.model_id).values(current_version_id=made.id))
     tx.execute(update(ModelVersion).where(ModelVersion.id == base_id).values(retired_at=func.now()))
     return made
+
+
+def calibrate(tx: Session, at: ModelVersion, calibration: dict[str, Any]) -> None:  # Any: JSON
+    """Write down what a version was calibrated with, if it still is the live one.
+
+    Raises:
+        BaseMoved: Somebody published meanwhile; nothing was written.
+    """
+    if hold(tx, at.model_id).current_version_id != at.id:
+        raise BaseMoved(f"version {at.number} is no longer live, another was published meanwhile: calibrate again")
+    tx.execute(update(ModelVersion).where(ModelVersion.id == at.id).values(calibration=calibration))
+
+
+def live_ids(tx: Session) -> set[UUID]:
+    """Every model's live version."""
+    return set(tx.scalars(select(Model.current_version_id).where(Model.current_version_id.is_not(None))))
+
+
+def references(tx: Session, *, live: bool) -> set[str]:
+    """Digests of the references that live versions are calibrated with, or those that are not live."""
+    digest = ModelVersion.calibration["references"].astext
+    mine = ModelVersion.id.in_(live_ids(tx)) if live else ModelVersion.id.not_in(live_ids(tx))
+    return set(tx.scalars(select(digest).where(mine, digest.is_not(None))))
+
+
+def ledger(tx: Session, at: ModelVersion, *, leaving: int) -> Ledger:
+    """Count what the version's line has lost since its training and its fit; ``leaving`` people are about to go."""
+    line = _line(at.id)
+    came = tx.scalars(
+        select(ModelVersion).join(line, line.c.id == ModelVersion.id).order_by(ModelVersion.number.desc())
+    )
+    past = came.all()  # the version first, then its parents
+    lost = _lost_by_job(tx, at.manifest_id)
+    gone = [lost.get(version.job_id, 0) if version.job_id else 0 for version in past]
+    trained = next(i for i, version in enumerate(past) if version.origin in _TRAINED)
+    fit = at.calibration or {}
+    since_fit = [n for n, version in zip(gone, past, strict=True) if version.number > fit.get("fitted_at_version", 0)]
+    return Ledger(
+        trained_on=tx.get_one(Manifest, at.manifest_id).users - sum(gone[trained:]),
+        forgotten_since=sum(gone[:trained]) + leaving,
+        fitted_on=fit.get("users_at"),
+        forgotten_since_fit=sum(since_fit) + leaving,
+        failures=len(list(takewhile(lambda version: "earlier" in (version.report or {}), past))),
+    )
+
+
+def _lost_by_job(tx: Session, manifest_id: UUID) -> dict[UUID, int]:
+    lost = select(Forgotten.job_id, func.count().label("people")).where(Forgotten.manifest_id == manifest_id)
+    return {row.job_id: row.people for row in tx.execute(lost.group_by(Forgotten.job_id))}
 
 
 def _line(version_id: UUID) -> Any:  # Any: a CTE, whose type SQLAlchemy doesn't name

@@ -60,11 +60,11 @@ REQUEST_TRAILS = {
 RUNG = ["job.located", "job.unlearned"]
 PUBLISHED = ["job.verified", "job.published", "job.certified"]
 JOB_TRAILS = {
-    None: ["job.queued", "job.empty"],
-    "unlearned": ["job.queued", *RUNG, *PUBLISHED],
-    "retrained": ["job.queued", *RUNG, *RUNG, *PUBLISHED],
+    None: [["job.queued", "job.empty"]],
+    "unlearned": [["job.queued", *RUNG, *PUBLISHED]],
+    "retrained": [["job.queued", *RUNG, *RUNG, *PUBLISHED], ["job.queued", *RUNG, *PUBLISHED]],
 }
-"""By the origin of the version that the job made: what was not proven took the second rung of the ladder, once."""
+"""By the origin of the version that the job made: what was not proven was retrained, or the job began with that."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def test_each_job_goes_each_step_once(story: Story) -> None:
         trails[event.job_id].append(event.type)
     made = dict(story.rows(select(ModelVersion.job_id, ModelVersion.origin)))
     jobs = [row.id for row in story.rows(select(Job.id))]
-    assert {job_id: trails[job_id] for job_id in jobs if trails[job_id] != JOB_TRAILS[made.get(job_id)]} == {}
+    assert {job_id: trails[job_id] for job_id in jobs if trails[job_id] not in JOB_TRAILS[made.get(job_id)]} == {}
     assert len(made) > 2
 
 

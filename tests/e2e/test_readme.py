@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def commands(heading: str) -> list[str]:
-    """The commands of the first console block under a heading, continuation lines joined."""
-    block = README.split(f"## {heading}\n", 1)[1].split("```console\n", 1)[1].split("```", 1)[0].replace("\\\n", " ")
-    return [re.sub(r"\s+# .*", "", line[2:]) for line in block.splitlines() if line.startswith("$ ")]
+def commands(heading: str, block: int = 0) -> list[str]:
+    """The commands of a console block under a heading, continuation lines joined."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    text = section.split("```console\n")[1 + block].split("```", 1)[0].replace("\\\n", " ")
+    return [re.sub(r"\s+# .*", "", line[2:]) for line in text.splitlines() if line.startswith("$ ")]
 
 
 def free_port() -> int:
@@ -94,6 +95,12 @@ def test_the_readme_registers_a_model(shell: Shell) -> None:
     shell.run(command.replace("acme.wages:recipe", toy.REFERENCE))
     assert "wages" in shell.run("expunge models list")
     assert "registered" in shell.run("expunge models show wages")
+
+
+def test_the_readme_calibrates_a_model(shell: Shell) -> None:
+    (command,) = commands("Register a model", block=1)
+    shell.run(command)
+    shell.run("! expunge models calibrate nobody")
 
 
 @pytest.mark.parametrize("command", commands("Two commands"))

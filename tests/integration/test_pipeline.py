@@ -465,12 +465,21 @@ def test_a_model_trained_on_a_person_whose_request_is_open_is_refused(bench: Ben
 
 
 def test_an_engine_that_refuses_leaves_the_work_to_retraining(empty: Bench) -> None:
-    """BatchNorm statistics lie outside the curvature operator: influence says no, the owner's training does it."""
-    register(empty, recipe="tests.toy:Normalised")
+    """A sum that training gathers lies outside the curvature operator: influence says no, the owner's train() does."""
+    register(empty, recipe="tests.noisy:Counting")
     request_id = empty.demand(1)
     empty.run_all()
     assert empty.request(request_id).status == "completed", empty.request(request_id).reason
     assert empty.live().origin == "retrained"
+
+
+def test_batch_statistics_are_no_reason_to_retrain(empty: Bench) -> None:
+    """They are estimated anew on the people who stay."""
+    register(empty, recipe="tests.toy:Normalised")
+    request_id = empty.demand(1)
+    empty.run_all()
+    assert empty.request(request_id).status == "completed", empty.request(request_id).reason
+    assert empty.live().origin == "unlearned"
 
 
 def test_another_index_key_is_noticed_before_it_finds_nobody(bench: Bench) -> None:

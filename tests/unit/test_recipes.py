@@ -36,6 +36,10 @@ MODULE = """
         l2_total = -1.0
     class Texts(Recipe):
         l2_per_sample = "0.1"
+    class Still(Recipe):
+        lr, batch_size, epochs = 1e-3, 0, 3
+    class Lawless(Recipe):
+        law = "poisson"
     class DeadTrain(Recipe):
         train = 5
     def fails(): raise RuntimeError("no data here")
@@ -81,6 +85,8 @@ def test_a_recipe_may_be_an_instance_a_class_or_a_function(package, listing, att
         ("acme_models.wages:DeadTrain", "train can't be called"),
         ("acme_models.wages:Negative", "l2_total must be a number of at least 0"),
         ("acme_models.wages:Texts", "l2_per_sample must be a number"),
+        ("acme_models.wages:Still", "batch_size must be a number above 0"),
+        ("acme_models.wages:Lawless", "law is 'poisson' and must be one of softmax, plain"),
         ("acme_models.wages:fails", "RuntimeError: no data here"),
         ("acme_models.wages:needs", "TypeError"),
         ("acme_models.wages:number", "it lacks build, fetch, loss"),

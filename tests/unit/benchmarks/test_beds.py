@@ -17,6 +17,8 @@ from benchmarks.beds.ratings import Ratings
 from benchmarks.beds.wages import RIDGE, unusual
 from workers.unlearning.objective import Model, Objective, check_coverage
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

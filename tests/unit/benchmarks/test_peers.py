@@ -32,6 +32,8 @@ from workers.unlearning.objective import Cost, Model, Objective
 from workers.unlearning.solve import Operator
 from workers.unlearning.testing import Classification, Ridge
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 torch.set_num_threads(1)
 
 Settings = dict[str, Any]  # keyword arguments of whichever peer

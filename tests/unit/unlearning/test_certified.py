@@ -21,6 +21,8 @@ from workers.unlearning.newton import Effort
 from workers.unlearning.report import Update
 from workers.unlearning.testing import Classification, Ridge
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 PEOPLE = Classification(users=20, each=4, hidden=0, features=3, l2_total=0.1)
 EVERYONE = PEOPLE.samples_of(*range(20))
 

@@ -18,6 +18,8 @@ from workers.unlearning.errors import FactorsDoNotFit, NotCovered, NotInvertible
 from workers.unlearning.objective import Model, Objective
 from workers.unlearning.solve import conjugate_gradients
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

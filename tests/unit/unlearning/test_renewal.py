@@ -10,6 +10,8 @@ from workers.unlearning.references import References, cross_fit
 from workers.unlearning.renewal import Renewal, ordinary_epoch, renew
 from workers.unlearning.testing import Classification
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 
 class Habits(Classification):
     """People with habits, learned by heart by mini-batches of Adam."""

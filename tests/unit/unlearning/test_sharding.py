@@ -15,6 +15,8 @@ from workers.unlearning.objective import Model, Objective
 from workers.unlearning.sharding import ALONE, ProcessGroup, Shards
 from workers.unlearning.testing import Classification
 
+pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
+
 RECIPE = Classification(users=6, each=5, hidden=4)
 GONE, REST = RECIPE.samples_of(0), RECIPE.samples_of(1, 2, 3, 4, 5)
 SETTINGS = Settings(tolerance=1e-9, groups=8, batch_size=7, tries=2)

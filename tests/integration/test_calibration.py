@@ -1,0 +1,273 @@
+"""A calibrated model on a real database: how it is calibrated, how jobs use it, and what is left of the people."""
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+
+from app import catalog
+from app.errors import BaseMoved, Invalid, NotFound
+from app.storage import versions
+from app.storage.sessions import transaction
+from tests import noisy, toy
+from tests.house import installation
+from tests.pipeline import Bench, in_this_process, register
+from workers import calibrate as calibration
+from workers import calibrated, erase, leftovers, torch_step
+from workers import register as registration
+from workers.shelf import REFERENCES, Shelf, folds_directory
+from workers.unlearning import NotTrainable
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
+    with installation(tmp_path, database_url, "", model=False) as house:
+        yield Bench(house)
+
+
+@pytest.fixture
+def bench(empty: Bench) -> Bench:
+    """The noisy toy model, calibrated."""
+    noisy_model(empty)
+    calibrate(empty)
+    return empty
+
+
+def noisy_model(bench: Bench, *, recipe: str = noisy.REFERENCE, strangers: int = toy.STRANGERS) -> None:
+    """Register weights that one more training of the noisy model could have given."""
+    weights, manifest = toy.write_model(bench.house.directory, strangers=strangers)
+    save_file({"weight": noisy.scattered(load_file(weights)["weight"], seed=2**31)}, weights)
+    with Progress(disable=True) as bars:
+        registration.register(
+            bench.ctx, name="toy", recipe=recipe, weights=weights, manifest=manifest, unlearn=False, bars=bars
+        )
+
+
+def conspicuous(many: int) -> list[int]:
+    """The people whom a test sees best."""
+    return toy._values()[: toy.MEMBERS].mean(1).argsort(descending=True)[:many].tolist()
+
+
+def calibrate(bench: Bench, *, folds: int = 2, repeats: int = 4) -> str:
+    with Progress(disable=True) as bars:
+        return calibration.calibrate(bench.ctx, name="toy", folds=folds, repeats=repeats, bars=bars)
+
+
+def rows(bench: Bench) -> set[int]:
+    """Samples with references of the live version, read from its file."""
+    held = bench.live().calibration
+    assert held
+    path = Shelf(bench.ctx.settings.store_url, REFERENCES).place(held["references"])
+    return set(load_file(path)["sample_ids"].tolist())
+
+
+def reference_files(bench: Bench) -> list[Path]:
+    return sorted(Path(Shelf(bench.ctx.settings.store_url).root).glob("references/*/*/*"))
+
+
+def report(bench: Bench) -> dict[str, Any]:
+    told = bench.live().report
+    assert told
+    return told
+
+
+def forget(bench: Bench, *people: int) -> list[UUID]:
+    ids = [bench.demand(person) for person in people]
+    bench.run_all()
+    assert {bench.request(i).status for i in ids} == {"completed"}, [bench.request(i).reason for i in ids]
+    return ids
+
+
+def samples_of(*people: int) -> set[int]:
+    return {i for person in people for i in toy.samples_of(person)}
+
+
+def test_a_calibrated_version_knows_everybodys_out_of_fold_predictions(bench: Bench) -> None:
+    held = bench.live().calibration
+    assert held is not None
+    assert (held["law"], held["folds"], held["repeats"], held["users_at"]) == ("plain", 2, 4, toy.MEMBERS)
+    assert rows(bench) == samples_of(*range(toy.MEMBERS + toy.STRANGERS))
+    assert ("model", "model.calibrated") in bench.trail()
+    assert not list(folds_directory(bench.ctx.settings.store_url, bench.ctx.settings.home).glob("*"))
+
+
+def test_the_first_rung_projects_and_the_new_version_knows_nothing_of_the_person(bench: Bench) -> None:
+    before = reference_files(bench)
+    forget(bench, 3)
+    assert (report(bench)["rung"], report(bench)["update"]["method"]) == ("influence", "projection")
+    assert report(bench)["verdict"]["level"] == "A2"
+    gate = report(bench)["verdict"]["gates"][-1]
+    assert gate["statistic"] == "calibrated"
+    assert rows(bench) == samples_of(*range(toy.MEMBERS + toy.STRANGERS)) - samples_of(3)
+    assert len(reference_files(bench)) == 1
+    assert reference_files(bench) != before  # the old file, with the person in it, is gone
+    moved = bench.live_weights()[0]
+    assert abs(moved[3]) < 0.3 * toy._values()[3].mean()
+
+
+def test_the_processes_themselves_do_the_same(empty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy_model(empty)
+    done = empty.house.cli("models", "calibrate", "toy", "--folds", "2", "--repeats", "2")
+    assert done.returncode == 0, done.stderr
+    assert "toy version 1 is calibrated: 4 trainings, 400 people and 120 strangers" in done.stderr
+    monkeypatch.setattr(erase, "run_step", torch_step.run_step)
+    (person,) = conspicuous(1)
+    forget(empty, person)
+    assert report(empty)["update"]["method"] == "projection"
+    assert rows(empty).isdisjoint(samples_of(person))
+
+
+def test_a_recipe_with_a_pace_has_its_candidates_tested_for_resurrection(empty: Bench) -> None:
+    noisy_model(empty, recipe="tests.noisy:Paced")
+    calibrate(empty)
+    forget(empty, 3)
+    verdict = report(empty)["verdict"]
+    assert report(empty)["rung"] == "influence"
+    assert "resurrection" in verdict["gates"][-1]
+    assert not [test for test in verdict["not_run"] if test.startswith("relearning")]
+
+
+def test_a_stream_of_people_goes_on_from_version_to_version(bench: Bench) -> None:
+    people = conspicuous(2)
+    for person in people:
+        forget(bench, person)
+        assert report(bench)["update"]["method"] == "projection"
+    assert rows(bench).isdisjoint(samples_of(*people))
+
+
+def test_what_influence_cannot_show_tries_renewal_and_ends_with_retraining(empty: Bench) -> None:
+    """Without strangers no gate can tell; this recipe has no pace, so renewal refuses."""
+    noisy_model(empty, strangers=0)
+    calibrate(empty)
+    fitted_to = (empty.live().calibration or {})["fitted_to"]
+    forget(empty, 1)
+    told = report(empty)
+    assert [told["rung"], told["earlier"]["rung"], told["earlier"]["earlier"]["rung"]] == [
+        "retrain",
+        "renewal",
+        "influence",
+    ]
+    held = empty.live().calibration
+    assert held is not None
+    assert fitted_to != held["fitted_to"] == empty.live().weights  # the curvature is the retrained model's
+    assert (held["users_at"], held["fitted_at_version"]) == (toy.MEMBERS - 1, 2)
+    assert rows(empty).isdisjoint(samples_of(1))
+
+
+def test_beyond_a_fifth_of_the_people_the_job_begins_with_retraining(empty: Bench) -> None:
+    register(empty, without=range(20, toy.MEMBERS))
+    forget(empty, *range(4))
+    assert (report(empty)["rung"], empty.live().origin) == ("influence", "unlearned")
+    forget(empty, 4)
+    assert (report(empty)["rung"], empty.live().origin) == ("retrain", "retrained")
+    assert "earlier" not in report(empty)
+    assert report(empty)["ledger"]["reason"] == "25 % of the people are gone since the last training: retraining"
+    forget(empty, 5)  # the count began anew
+    assert report(empty)["rung"] == "influence"
+
+
+def test_beyond_a_twentieth_the_factors_are_fitted_anew_and_travel_on(empty: Bench) -> None:
+    noisy_model(empty)
+    calibrate(empty)
+    before = empty.live().calibration or {}
+    *first, last = conspicuous(22)
+    forget(empty, *first)
+    after = empty.live().calibration or {}
+    assert report(empty)["update"]["method"] == "projection"
+    assert report(empty)["ledger"]["refresh_factors"]
+    assert after["factors"] != before["factors"]
+    assert (after["users_at"], after["fitted_at_version"]) == (toy.MEMBERS - 21, 2)
+    forget(empty, last)
+    assert report(empty)["update"]["method"] == "projection"
+    assert not report(empty)["ledger"]["refresh_factors"]
+    assert (empty.live().calibration or {})["factors"] == after["factors"]
+
+
+def test_a_rollback_to_references_that_are_gone_takes_the_newton_step(bench: Bench) -> None:
+    forget(bench, 3)
+    with transaction(bench.ctx.engine) as tx:
+        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+    bench.run_all()
+    assert bench.undone() == []
+    assert report(bench)["update"]["method"] == "newton"
+    assert bench.live().calibration is None
+
+
+def test_a_version_published_meanwhile_is_not_given_the_old_ones_calibration(empty: Bench) -> None:
+    noisy_model(empty)
+    old = empty.live()
+    noisy_model(empty)
+    with pytest.raises(BaseMoved, match="version 1 is no longer live"), transaction(empty.ctx.engine) as tx:
+        versions.calibrate(tx, old, {})
+    assert empty.live().calibration is None
+
+
+def test_unfinished_folds_wait_and_those_of_a_retired_version_are_deleted(empty: Bench) -> None:
+    noisy_model(empty)
+    directory = folds_directory(empty.ctx.settings.store_url, empty.ctx.settings.home) / empty.live().id.hex
+    directory.mkdir(parents=True)
+    (directory / "fold-000-000.safetensors").write_bytes(b"")
+    leftovers.sweep(empty.ctx)
+    assert list(directory.iterdir())
+    noisy_model(empty)
+    leftovers.sweep(empty.ctx)
+    assert not list(directory.iterdir())
+
+
+def test_references_that_no_version_names_are_deleted_an_hour_later(bench: Bench) -> None:
+    (named,) = reference_files(bench)
+    orphan = named.parents[1] / "00" / f"{'0' * 64}.safetensors"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"")
+    leftovers.sweep(bench.ctx)
+    assert orphan.exists()
+    long_ago = (bench.now() - timedelta(hours=2)).timestamp()
+    os.utime(orphan, (long_ago, long_ago))
+    os.utime(named, (long_ago, long_ago))
+    leftovers.sweep(bench.ctx)
+    assert reference_files(bench) == [named]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folds", "error", "sentence"),
+    [
+        ("tests.toy:Untrainable", 2, NotTrainable, "no train"),
+        (noisy.REFERENCE, toy.MEMBERS + 1, Invalid, "401 folds need at least as many people; there are 400"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_in_a_sentence(
+    empty: Bench, recipe: str, folds: int, error: type[Exception], sentence: str
+) -> None:
+    register(empty, recipe=recipe)
+    with pytest.raises(error, match=sentence):
+        calibrate(empty, folds=folds)
+    assert empty.live().calibration is None
+
+
+def test_a_model_that_nobody_registered_cannot_be_calibrated(empty: Bench) -> None:
+    with pytest.raises(NotFound):
+        calibrate(empty)
+    done = empty.house.cli("models", "calibrate", "nobody")
+    assert done.returncode == 1
+    assert "no model of this name" in done.stderr
+
+
+def test_people_who_share_a_sample_are_dealt_together() -> None:
+    assert calibration._apart([[1, 2], [5], [2, 3], [9, 5], [7]]) == [[1, 2, 3], [5, 9], [7]]
+
+
+def test_references_do_not_cover_a_person_whom_they_lost(bench: Bench) -> None:
+    url, held = bench.ctx.settings.store_url, bench.live().calibration
+    assert calibrated.references(url, held, covering=toy.samples_of(1)) is not None
+    assert calibrated.references(url, held, covering=[10**9]) is None
+    assert torch.is_tensor(calibrated.references(url, held, covering=()).outputs)

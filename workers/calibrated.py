@@ -1,0 +1,81 @@
+"""What a version was calibrated with, as the torch side reads and writes it: references and EK-FAC factors.
+
+A calibration is a JSON object on the version: digests of the two files, and the weights and the manifest that each is
+bound to. References may be gone (a rollback went to a version whose own were deleted) or lack somebody (who was
+forgotten and came back with the rollback): then there is no calibration, and whoever asks goes the way without.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from workers.registry import Store
+from workers.shelf import REFERENCES
+from workers.unlearning import Recipe, Weights
+from workers.unlearning.calibration import Law
+from workers.unlearning.ekfac import Ekfac, fit
+from workers.unlearning.model import Model, Progress
+from workers.unlearning.objective import Objective, check_coverage
+from workers.unlearning.references import References
+
+Json = dict[str, Any]  # Any: JSON
+BY_DTYPE: tuple[Law, Law] = ("softmax", "plain")
+
+
+def law_of(recipe: Recipe, sample_ids: Sequence[int]) -> Law:
+    """Return what the recipe's outputs mean: its own `law`, or "plain" where targets are floating."""
+    declared = getattr(recipe, "law", None)
+    if declared is not None:
+        return cast("Law", declared)
+    _, targets = recipe.fetch(sample_ids[:1])
+    return BY_DTYPE[targets.is_floating_point()]
+
+
+def references(url: str, calibration: Json | None, *, covering: Collection[int]) -> References | None:
+    """Read a version's references; None when there are none, or when they know nothing of a sample asked for."""
+    shelf = Store(url, REFERENCES)
+    if calibration is None or not shelf.exists(calibration["references"]):
+        return None
+    with shelf.lent(calibration["references"]) as path:
+        bound = {"weights_digest": calibration["weights"], "manifest_digest": calibration["manifest"]}
+        found = References.load(path, **bound)
+    known = torch.isin(torch.tensor(sorted(covering), dtype=torch.int64), found.sample_ids)
+    return found if bool(known.all()) else None
+
+
+def keep_references(url: str, found: References, *, weights: str, manifest: str) -> str:
+    """Store references, bound to a digest of weights and one of a manifest, and tell their own."""
+    with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
+        path = Path(directory) / "references.safetensors"
+        found.save(path, weights_digest=weights, manifest_digest=manifest)
+        return Store(url, REFERENCES).adopt(path)
+
+
+def factors(url: str, calibration: Json, recipe: Recipe, weights: Weights) -> Ekfac:
+    """Read a version's curvature factors; ``weights`` only tell the shapes."""
+    bound = {"weights_digest": calibration["fitted_to"], "manifest_digest": calibration["manifest"]}
+    with Store(url).lent(calibration["factors"]) as path:
+        return Ekfac.load(path, Model(recipe, weights), **bound)
+
+
+def keep_factors(url: str, fitted: Ekfac, *, weights: str, manifest: str) -> str:
+    """Store factors, bound to a digest of weights and one of a manifest, and tell their own."""
+    with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
+        path = Path(directory) / "factors.safetensors"
+        fitted.save(path, weights_digest=weights, manifest_digest=manifest)
+        return Store(url).adopt(path)
+
+
+def fit_factors(
+    recipe: Recipe, weights: Weights, sample_ids: Sequence[int], *, resume: Path | None = None, progress: Progress
+) -> Ekfac:
+    """Fit curvature factors to these weights and samples; refuses what the engine does not cover before it begins."""
+    model = Model(recipe, weights)
+    objective = Objective(model, sample_ids)
+    check_coverage(objective)
+    return fit(objective, model.theta_P, progress=progress, resume=resume)
