@@ -181,6 +181,18 @@ def show(name: str) -> None:
 
 
 @models.command()
+def page(
+    name: str,
+    number: Annotated[int, typer.Option(help="Number of the version.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+) -> None:
+    """Write the verdict on a version as a page for people: words, tables, plots."""
+    command = [sys.executable, "-m", "workers.verdict_page", name, "--number", str(number), "--output", str(output)]
+    environment = supervisor.environment(supervisor.join_embedded(load()))
+    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+@models.command()
 def rollback(name: str, to: Annotated[int, typer.Option(help="Number of the version to go back to.")]) -> None:
     """Make an earlier version live again; deletions that this undoes are queued again."""
     with _tx() as (tx, _):

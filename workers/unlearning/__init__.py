@@ -3,10 +3,10 @@
     references = cross_fit(recipe, members, strangers, directory=...)     # once per model
     factors = ekfac.fit(Objective(model, ids), model.theta_P)             # once per model
     update = project(recipe, weights, forget_ids=..., retain_ids=..., references=..., factors=..., law="softmax")
-    verdict = verify(recipe, weights, update.weights, users=..., strangers=..., references=..., update=update.report, ...)
+    verdict = verify(recipe, weights, update.weights, users=..., references=..., update=update.report, ...)
 
-The rungs, from cheap to sure: `project` (or `forget`, a Newton step, without references), `renew`, `retrain`; for convex
-heads `certified.resolve`. Read model, objective, curvature, projection, renewal, verification, in this order.
+The rungs, from cheap to sure: `project` (or `forget`, a Newton step, without references), `renew`, `retrain`; for
+convex heads `certified.resolve`. Read model, objective, curvature, projection, renewal, verification, in this order.
 """
 
 from . import certified, ekfac
