@@ -31,12 +31,14 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is no installed package
 
 from benchmarks.beds import BEDS  # noqa: E402 - after the path
 from benchmarks.beds.common import Bed, DataAbsent  # noqa: E402
+from benchmarks.beds.ratings import Ratings  # noqa: E402
 from benchmarks.peers import GRIDS, PEERS  # noqa: E402
 from benchmarks.report import Figure, commit, write  # noqa: E402
 from benchmarks.trial import Ready, Yardstick  # noqa: E402
 from workers.unlearning.objective import Cost  # noqa: E402
 from workers.unlearning.projection import project  # noqa: E402
 from workers.unlearning.renewal import Renewal, renew  # noqa: E402
+from workers.unlearning.report import UpdateReport  # noqa: E402
 
 KEPT = ROOT / ".expunge" / "benchmarks" / "unlearning"
 BUDGET = 0.05  # of a retraining
@@ -105,6 +107,8 @@ def sets(bed: Bed) -> list[tuple[str, tuple[int, ...]]]:
     singles = [("memorised", (m,)) for m in known] + [("ordinary", (m,)) for m in plain[: 5 - len(known)]]
     size = min(4, max(2, round(0.05 * len(bed.members))))
     groups = [("group", tuple(plain[5 + size * g : 5 + size * (g + 1)])) for g in range(2)]
+    if bed.name == "authors":
+        return singles[:3]  # one training takes as long as five of another bed
     return singles + [(kind, gone) for kind, gone in groups if len(gone) == size]
 
 
@@ -138,6 +142,8 @@ def methods(at: Yardstick) -> dict[str, Json]:
             "sentence": verdict.sentence,
             **extra(at, update.weights),
         }
+    if isinstance(bed, Ratings) and len(at.gone) == 1:
+        told["row only"] = row_only(at, bed)
     for name, seconds_of in {"deployed": ready.deployed, "retraining": at.retrained[0]}.items():
         told[name] |= extra(at, seconds_of)
     return told | {name: peer(at, name) for name in PEERS if name != "scrub_rewind"}
@@ -147,6 +153,21 @@ def measured_without(at: Yardstick) -> Json:
     """Measure one retraining against the others: what ρ a fourth honest retraining would have."""
     others = Yardstick(at.ready, at.gone, at.retrained[1:])
     return others.measured(at.retrained[0])
+
+
+def row_only(at: Yardstick, bed: Ratings) -> Json:
+    """Erase the person's own rows and nothing else: what is often taken for unlearning a recommender."""
+    weights = bed.row_only(at.ready.deployed, at.gone[0])
+    report = UpdateReport(
+        method="renewal",  # no solve whose numbers G1 could ask for
+        complete=True,
+        reason=None,
+        forgotten_samples=len(at.forgotten),
+        retained_samples=len(at.kept),
+        moving_parameters=0,
+    )
+    verdict = at.judged(weights, report)
+    return {**at.measured(weights), "verdict": verdict.outcome, "sentence": verdict.sentence}
 
 
 def extra(at: Yardstick, weights: dict[str, torch.Tensor]) -> Json:
@@ -196,11 +217,36 @@ def figures(name: str, bed: Json) -> list[Figure]:
     if "absent" in bed:
         return [Figure(f"{name}: left out", bed["absent"])]
     rows = []
+    rows += [
+        Figure(f"{name}: exposure in bits, deployed / projection / renewal / retraining", exposures(bed))
+        for _ in range("exposure" in bed["cases"][0]["methods"]["deployed"])
+    ]
+    rows += row_only_rows(name, bed)
     for kind in ("ordinary", "memorised", "group"):
         cases = [case["methods"] for case in bed["cases"] if case["kind"] == kind]
         for method in cases[0] if cases else ():
             rows += method_rows(f"{name}, {kind}, {method}", method, [case[method] for case in cases], name)
     return rows + ladder_rows(name, bed)
+
+
+def exposures(bed: Json) -> str:
+    """Return the median exposure of a canary, with its range."""
+    told = []
+    for method in ("deployed", "projection", "renewal", "retraining"):
+        bits = [case["methods"][method]["exposure"] for case in bed["cases"]]
+        told.append(f"{statistics.median(bits):.1f} [{min(bits):.1f}-{max(bits):.1f}]")
+    return " / ".join(told)
+
+
+def row_only_rows(name: str, bed: Json) -> list[Figure]:
+    """Tell whether the gates stop what erases a person's own rows and nothing else."""
+    told = [case["methods"]["row only"] for case in bed["cases"] if "row only" in case["methods"]]
+    if not told:
+        return []
+    stopped = sum(one["verdict"] != "passed" for one in told)
+    rho = statistics.median(one["rho"] for one in told)
+    label = f"{name}: row-only erasures that the gates stop (median ρ {rho:.2f})"
+    return [Figure(label, f"{stopped} of {len(told)}", "all", stopped == len(told))]
 
 
 def method_rows(label: str, method: str, told: list[Json], name: str) -> list[Figure]:

@@ -20,7 +20,7 @@ from tests import noisy, toy
 from tests.house import installation
 from tests.pipeline import Bench, in_this_process, register
 from workers import calibrate as calibration
-from workers import calibrated, erase, leftovers, torch_step
+from workers import calibrated, erase, leftovers, torch_step, verdict_page
 from workers import register as registration
 from workers.shelf import REFERENCES, Shelf, folds_directory
 from workers.unlearning import NotTrainable
@@ -271,3 +271,16 @@ def test_references_do_not_cover_a_person_whom_they_lost(bench: Bench) -> None:
     assert calibrated.references(url, held, covering=toy.samples_of(1)) is not None
     assert calibrated.references(url, held, covering=[10**9]) is None
     assert torch.is_tensor(calibrated.references(url, held, covering=()).outputs)
+
+
+def test_the_verdict_on_a_version_is_a_page_and_one_without_a_verdict_is_refused(bench: Bench) -> None:
+    forget(bench, 3)
+    number = bench.live().number
+    told = verdict_page.written(bench.ctx, name="toy", number=number)
+    assert "A2" in told
+    assert "<svg" in told
+    assert "<script" not in told
+    with pytest.raises(NotFound, match="not made by a deletion"):
+        verdict_page.written(bench.ctx, name="toy", number=1)
+    with pytest.raises(NotFound, match="no version 99"):
+        verdict_page.written(bench.ctx, name="toy", number=99)

@@ -23,6 +23,7 @@ from workers.unlearning.stability import StepControl
 from workers.unlearning.testing import Classification, Ridge
 
 SHARP = Settings(tolerance=1e-13)
+FAR = Settings(tolerance=1e-13, control=StepControl(max_function_step=float("inf")))  # ten of eleven samples may go
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
@@ -40,7 +41,7 @@ def test_one_step_on_ridge_regression_is_retraining_for_every_k(
     ridge = Ridge(samples=samples, features=features, seed=seed, l2_per_sample=l2_per_sample, l2_total=l2_total)
     k = 1 + round(share * (samples - 2))
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
-    update = forget(ridge, ridge.solved(range(samples)), forget_ids=order[:k], retain_ids=order[k:], settings=SHARP)
+    update = forget(ridge, ridge.solved(range(samples)), forget_ids=order[:k], retain_ids=order[k:], settings=FAR)
     torch.testing.assert_close(update.weights["weight"], ridge.solved(order[k:])["weight"], rtol=0, atol=1e-10)
 
 
