@@ -4,9 +4,9 @@ Every set of members is also retrained without (3 seeds). Peers run at the count
 retraining); of up to four settings each the best by the retrainings themselves is shown, which favours the peer. Ours
 have one setting for all beds. The data folder or a package may be absent: such a bed is left out and named.
 
-    python benchmarks/unlearning.py [--beds vowel digits] [--fresh]
+    python benchmarks/unlearning.py [--beds vowel digits] [--fresh] [--kept]
 
-A finished bed is kept under .expunge/benchmarks and not run again for the same commit; --fresh forgets them.
+A finished bed is kept under .expunge/benchmarks with its commit and not run again for that; --fresh forgets them.
 """
 
 from __future__ import annotations
@@ -53,12 +53,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--beds", nargs="*", default=sorted(BEDS))
     arguments.add_argument("--fresh", action="store_true")
+    arguments.add_argument("--kept", action="store_true", help="report finished beds, whichever commit measured them")
     arguments.add_argument("--one", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     torch.set_num_threads(1)
     if given.one:
         KEPT.mkdir(parents=True, exist_ok=True)
         kept_at(given.one).write_text(json.dumps({"commit": commit(), **measure(given.one)}))
+        return
+    if given.kept:
+        beds = {name: json.loads(kept_at(name).read_text()) for name in given.beds if kept_at(name).exists()}
+        write("unlearning", [row for name, bed in beds.items() for row in figures(name, bed)], beds=beds)
         return
     with Progress() as bars, ThreadPoolExecutor(2) as pool:
         task = bars.add_task("beds", total=len(given.beds))
