@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
@@ -46,6 +46,12 @@ def main() -> None:
         where = f"{error.field}: " if isinstance(error, Invalid) else ""
         _errors.print(f"[red]error[/] {where}{error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _in_torch(module: str, *arguments: str) -> NoReturn:
+    """Run the part of a command that needs torch as a process of its own, and end with its exit code."""
+    environment = supervisor.environment(supervisor.join_embedded(load()))
+    sys.exit(subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False).returncode)
 
 
 @contextmanager
@@ -133,10 +139,8 @@ def register(
     ] = False,
 ) -> None:
     """Register a trained model, or a new version of it."""
-    command = [sys.executable, "-m", "workers.register", name, "--recipe", recipe]
-    command += ["--weights", str(weights), "--manifest", str(manifest), *(["--unlearn"] if unlearn else [])]
-    environment = supervisor.environment(supervisor.join_embedded(load()))
-    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    files = ["--weights", str(weights), "--manifest", str(manifest)]
+    _in_torch("workers.register", name, "--recipe", recipe, *files, *(["--unlearn"] if unlearn else []))
 
 
 @models.command()
@@ -146,9 +150,7 @@ def calibrate(
     repeats: Annotated[int, typer.Option(help="Times that they are dealt anew; even numbers are best.", min=1)] = 4,
 ) -> None:
     """Train folds x repeats models on parts of the people, to aim and measure unlearning by; goes on after a crash."""
-    command = [sys.executable, "-m", "workers.calibrate", name, "--folds", str(folds), "--repeats", str(repeats)]
-    environment = supervisor.environment(supervisor.join_embedded(load()))
-    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    _in_torch("workers.calibrate", name, "--folds", str(folds), "--repeats", str(repeats))
 
 
 @models.command(name="list")
@@ -187,9 +189,7 @@ def page(
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
 ) -> None:
     """Write the verdict on a version as a page for people: words, tables, plots."""
-    command = [sys.executable, "-m", "workers.verdict_page", name, "--number", str(number), "--output", str(output)]
-    environment = supervisor.environment(supervisor.join_embedded(load()))
-    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    _in_torch("workers.verdict_page", name, "--number", str(number), "--output", str(output))
 
 
 @models.command()

@@ -13,46 +13,35 @@ Costs are counted in per-sample forward-backward equivalents, as a share of the 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from scipy.optimize import minimize
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from workers.unlearning import Update
-from workers.unlearning.certified import Certificate, resolve
-from workers.unlearning.gaussian_dp import epsilon_of, mu_of
-from workers.unlearning.newton import Effort
-from workers.unlearning.objective import Model, Objective
-from workers.unlearning.testing import Ridge
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks/ is no installed package
+
+from benchmarks.report import Figure, write  # noqa: E402 - after the path
+from workers.unlearning import Update  # noqa: E402
+from workers.unlearning.certified import Certificate, resolve  # noqa: E402
+from workers.unlearning.gaussian_dp import epsilon_of, mu_of  # noqa: E402
+from workers.unlearning.newton import Effort  # noqa: E402
+from workers.unlearning.objective import Model, Objective  # noqa: E402
+from workers.unlearning.testing import Ridge  # noqa: E402
+
 RESULT = Path(__file__).parent / "results" / "certified.json"
 TRAIN, TAU, EPSILON, DELTA = 1200, 1e-10, 0.5, 1e-5
 EFFORT = Effort(groups=2048)  # more groups than rows: with one output, the sketch is the Hessian of the first point
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number and, where we promise something, whether the promise holds."""
-
-    figure: str
-    value: float | str
-    target: str | None = None
-    holds: bool | None = None
 
 
 class Digits:
@@ -127,9 +116,7 @@ def main() -> None:
         *noise_figures(ten, brief, given.seeds),
         ridge_figure(given.seeds),
     ]
-    show(rows)
-    report = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows]}
-    given.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write("certified", rows, path=given.output)
 
 
 def deleted(recipe: Digits, deletions: int, step: Callable[[], None]) -> Chain:
@@ -305,29 +292,6 @@ def spent(update: Update) -> float:
 def bounded(name: str, value: float, *, at_most: float) -> Figure:
     """Promise an upper bound."""
     return Figure(name, float(f"{value:.3g}"), f"≤ {at_most:g}", value <= at_most)
-
-
-def machine() -> str:
-    """Name what this ran on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {platform.system()}, {versions}, 1 thread"
-
-
-def commit() -> str:
-    """Name the code that ran, with a + where the tree had changes."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-
-
-def show(rows: list[Figure]) -> None:
-    """Print the table."""
-    table = Table("figure", "value", "target", "holds", title="Certified forgetting on digits")
-    for row in rows:
-        table.add_row(row.figure, str(row.value), row.target or "", {True: "yes", False: "no", None: ""}[row.holds])
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ trained on half of the people; Feldman 2020); ordinary are those in the middle o
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -26,14 +23,13 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # examples/ is no installed package
 
+from benchmarks.report import Figure, write  # noqa: E402 - after the path
 from examples.wage_panel import manifest_rows  # noqa: E402 - after the path
 from examples.wage_panel import network as recipe  # noqa: E402 - after the path
 from workers.unlearning import Update, Verdict, forget, residual, retrain, verify  # noqa: E402
@@ -43,16 +39,6 @@ from workers.unlearning.objective import Model, Objective  # noqa: E402
 RESULT = Path(__file__).parent / "results" / "forgetting_v0.json"
 DEPLOYED_SEED = 0
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number and, where we promise something, whether the promise holds."""
-
-    figure: str
-    value: float | str
-    target: str | None = None
-    holds: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +90,8 @@ def main() -> None:
         sets = choose(panel, lambda: progress.advance(task))
         cases = [measure(panel, *each, given.seeds, lambda: progress.advance(task)) for each in sets]
     rows = figures(panel, cases, given.seeds)
-    show(rows)
-    report = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows]}
-    report["cases"] = [{**asdict(case), "verdict": case.verdict.as_dict()} for case in cases]
-    given.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    told = [{**asdict(case), "verdict": case.verdict.as_dict()} for case in cases]
+    write("forgetting_v0", rows, path=given.output, cases=told)
 
 
 def choose(panel: Panel, step: Callable[[], None]) -> list[tuple[str, list[int]]]:
@@ -237,29 +221,6 @@ def outputs(weights: Weights, ids: Sequence[int]) -> Tensor:
 def distance(a: Tensor, b: Tensor) -> float:
     """Return the mean squared difference."""
     return float((a - b).square().mean())
-
-
-def machine() -> str:
-    """Name what this ran on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {platform.system()}, {versions}, 1 thread"
-
-
-def commit() -> str:
-    """Name the code that ran, with a + where the tree had changes."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-
-
-def show(rows: list[Figure]) -> None:
-    """Print the table."""
-    table = Table("figure", "value", "target", "holds", title="Forgetting on the wage panel")
-    for row in rows:
-        table.add_row(row.figure, str(row.value), row.target or "", {True: "yes", False: "no", None: ""}[row.holds])
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -16,26 +16,22 @@ where this gate stops seeing.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, from anywhere
 
+from benchmarks.report import Figure, write  # noqa: E402 - after the path
 from workers.unlearning import Update, UpdateReport, Verdict, retrain, verify  # noqa: E402 - after the path
 from workers.unlearning.evidence import chance_of, wilson  # noqa: E402 - after the path
 from workers.unlearning.references import References, cross_fit  # noqa: E402 - after the path
@@ -65,16 +61,6 @@ HONEST = UpdateReport(
     trials=(STEP,),
 )
 """What a fake shows instead of its own report: nothing that G1 could object to."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number and, where we promise something, whether the promise holds."""
-
-    figure: str
-    value: float | str
-    target: str | None = None
-    holds: bool | None = None
 
 
 class World:
@@ -149,9 +135,7 @@ def main() -> None:
                 trails.extend(tried(world, user, fakes=user < (given.users + 1) // 2))
                 progress.advance(task)
     rows = figures(trails, given.worlds, given.users, time.process_time() - started)
-    show(rows)
-    report = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows]}
-    given.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write("gate", rows, path=given.output)
 
 
 def tried(world: World, user: int, *, fakes: bool) -> Iterator[Trail]:
@@ -326,29 +310,6 @@ def bounded(name: str, value: float, *, at_most: float) -> Figure:
 def samples(people: Sequence[Sequence[int]]) -> list[int]:
     """Return everybody's sample ids."""
     return [i for ids in people for i in ids]
-
-
-def machine() -> str:
-    """Name what this ran on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {platform.system()}, {versions}, 1 thread"
-
-
-def commit() -> str:
-    """Name the code that ran, with a + where the tree had changes."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-
-
-def show(rows: list[Figure]) -> None:
-    """Print the table."""
-    table = Table("figure", "value", "target", "holds", title="The gate itself")
-    for row in rows:
-        table.add_row(row.figure, str(row.value), row.target or "", {True: "yes", False: "no", None: ""}[row.holds])
-    Console().print(table)
 
 
 if __name__ == "__main__":

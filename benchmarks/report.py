@@ -27,10 +27,10 @@ class Figure:
     holds: bool | None = None
 
 
-def write(name: str, rows: Sequence[Figure], **more: object) -> None:
-    """Write benchmarks/results/NAME.json and print the table."""
+def write(name: str, rows: Sequence[Figure], *, path: Path | None = None, **more: object) -> None:
+    """Write benchmarks/results/NAME.json, or another file, and print the table."""
     told = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows], **more}
-    (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    (path or RESULTS / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     table = Table("figure", "value", "target", "holds", title=name)
     for row in rows:
         table.add_row(row.figure, str(row.value), row.target or "", {True: "yes", False: "no", None: ""}[row.holds])
