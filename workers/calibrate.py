@@ -14,25 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from app.errors import Conflict, ExpungeError, Invalid
+from app.errors import Conflict, Invalid
 from app.storage import moves, samples, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Manifest, ModelVersion
-from workers import calibrated, recipes
+from workers import calibrated, command, recipes
 from workers.context import Context, context
 from workers.registry import Store
 from workers.shelf import folds_directory
-from workers.unlearning import NotTrainable, Recipe, Trains, UnlearningError
+from workers.unlearning import NotTrainable, Recipe, Trains
 from workers.unlearning import references as fitting
 from workers.unlearning.errors import FactorsDoNotFit, ForeignReferences
 from workers.unlearning.factors import Ekfac
 from workers.unlearning.model import Progress as Told
 
 Json = dict[str, Any]  # Any: JSON
-_console = Console(stderr=True)
 _EVERYBODY = 2**31 - 1
 
 
@@ -43,17 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=4)
     chosen = parser.parse_args(arguments)
-    try:
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=_console, transient=True
-        ) as bars:
-            sentence = calibrate(context(), bars=bars, **vars(chosen))
-    except (ExpungeError, UnlearningError) as error:
-        where = f"{error.field}: " if isinstance(error, Invalid) else ""
-        _console.print(f"[red]not calibrated[/] {where}{error}", highlight=False, soft_wrap=True)
-        return 1
-    _console.print(sentence, highlight=False, soft_wrap=True)
-    return 0
+    return command.run(lambda bars: calibrate(context(), bars=bars, **vars(chosen)), failing="not calibrated")
 
 
 def calibrate(ctx: Context, *, name: str, folds: int, repeats: int, bars: Progress) -> str:

@@ -10,23 +10,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from safetensors.torch import load_file
 
 from app import catalog
 from app.domain.identifiers import check_model_name
-from app.errors import ExpungeError, Invalid
+from app.errors import Invalid
 from app.storage import samples
 from app.storage.sessions import transaction
+from workers import command, recipes
 from workers import manifest as manifests
-from workers import recipes
 from workers.context import Context, context
 from workers.registry import Store, check_weights
-from workers.unlearning import Recipe, Trains, UnlearningError, residual
+from workers.unlearning import Recipe, Trains, residual
 from workers.unlearning.objective import check_fit
 
-_console = Console(stderr=True)
 _STRANGERS_WANTED = 99  # for a level of 0.01 per tail; below 19 nothing can be shown
 
 
@@ -39,17 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--unlearn", action="store_true")
     chosen = parser.parse_args(arguments)
-    try:
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=_console, transient=True
-        ) as bars:
-            sentence = register(context(), bars=bars, **vars(chosen))
-    except (ExpungeError, UnlearningError) as error:
-        where = f"{error.field}: " if isinstance(error, Invalid) else ""
-        _console.print(f"[red]not registered[/] {where}{error}", highlight=False, soft_wrap=True)
-        return 1
-    _console.print(sentence, highlight=False, soft_wrap=True)
-    return 0
+    return command.run(lambda bars: register(context(), bars=bars, **vars(chosen)), failing="not registered")
 
 
 def register(

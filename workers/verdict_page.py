@@ -6,15 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from app.errors import ExpungeError, NotFound
+from app.errors import NotFound
 from app.storage import versions
 from app.storage.sessions import transaction
+from workers import command
 from workers.context import Context, context
 from workers.unlearning.verification.page import page
-
-_console = Console(stderr=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -24,20 +21,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     chosen = parser.parse_args(arguments)
-    try:
-        chosen.output.write_text(written(context(), name=chosen.name, number=chosen.number), encoding="utf-8")
-    except (ExpungeError, OSError) as error:
-        _console.print(f"[red]not written[/] {error}", highlight=False, soft_wrap=True)
-        return 1
-    _console.print(f"wrote {chosen.output}", highlight=False, soft_wrap=True)
-    return 0
+    return command.run(lambda _: write(context(), **vars(chosen)), failing="not written")
 
 
-def written(ctx: Context, *, name: str, number: int) -> str:
-    """Return the page on a version of a model.
+def write(ctx: Context, *, name: str, number: int, output: Path) -> str:
+    """Write the page on a version of a model; returns a sentence about it.
 
     Raises:
         NotFound: No such model or version, or a version that no deletion made.
+        OSError: ``output`` can't be written.
     """
     with transaction(ctx.engine) as tx:
         found = {v.number: v for v in versions.versions(tx, versions.model(tx, name).id)}
@@ -46,7 +38,8 @@ def written(ctx: Context, *, name: str, number: int) -> str:
         report = found[number].report or {}
     if "verdict" not in report:
         raise NotFound(f"{name} version {number} was registered, not made by a deletion: there is no verdict on it")
-    return page(report["verdict"], report["update"], f"{name}, version {number}")
+    output.write_text(page(report["verdict"], report["update"], f"{name}, version {number}"), encoding="utf-8")
+    return f"wrote {output}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from alembic import command
 from alembic.util.exc import CommandError
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
@@ -52,3 +53,14 @@ def test_the_database_itself_refuses_to_keep_a_closed_requests_person(url: str) 
     with pytest.raises(IntegrityError, match="ended_means_forgotten"), engine.begin() as connection:
         connection.execute(text(closed + values))
     engine.dispose()
+
+
+def test_every_migration_can_be_taken_back_and_made_again(url: str) -> None:
+    command.downgrade(migrate.config(url), "base")
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        left = connection.execute(text("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"))
+        assert left.scalar_one() == 2  # alembic's own table and its key
+    engine.dispose()
+    migrate.upgrade(url)
+    migrate.compare(url)

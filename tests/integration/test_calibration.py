@@ -273,14 +273,16 @@ def test_references_do_not_cover_a_person_whom_they_lost(bench: Bench) -> None:
     assert torch.is_tensor(calibrated.references(url, held, covering=()).outputs)
 
 
-def test_the_verdict_on_a_version_is_a_page_and_one_without_a_verdict_is_refused(bench: Bench) -> None:
+def test_the_verdict_on_a_version_is_a_page_and_one_without_a_verdict_is_refused(bench: Bench, tmp_path: Path) -> None:
     forget(bench, 3)
-    number = bench.live().number
-    told = verdict_page.written(bench.ctx, name="toy", number=number)
+    number, output = bench.live().number, tmp_path / "verdict.html"
+    verdict_page.write(bench.ctx, name="toy", number=number, output=output)
+    told = output.read_text(encoding="utf-8")
     assert "A2" in told
     assert "<svg" in told
     assert "<script" not in told
     with pytest.raises(NotFound, match="not made by a deletion"):
-        verdict_page.written(bench.ctx, name="toy", number=1)
+        verdict_page.write(bench.ctx, name="toy", number=1, output=output)
     with pytest.raises(NotFound, match="no version 99"):
-        verdict_page.written(bench.ctx, name="toy", number=99)
+        verdict_page.write(bench.ctx, name="toy", number=99, output=output)
+    assert output.read_text(encoding="utf-8") == told

@@ -64,7 +64,9 @@ class GaussNewton:
         with sdpa_kernel(SDPBackend.MATH), _no_attention_shortcut():  # the fused kernels have no forward mode
             try:
                 outputs, Jv = jvp(lambda p: model.call(p, inputs), (moving,), (tangent,))[:2]
-            except NotImplementedError as missing:
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as missing:  # NotImplementedError, or a kernel that refuses its tangent's dtype
                 raise NotCovered(f"no forward-mode derivative: {str(missing).splitlines()[0]}") from missing
             pull = vjp(lambda p: model.call(p, inputs), moving)[1]
         (product,) = pull(output_hessian(self._objective, outputs, targets, Jv))

@@ -13,12 +13,10 @@ trained on that person. Fit the references again on the schedule that renews the
 Shape suffixes: R repeats, N samples. Outputs have any further shape; classes are the last axis.
 """
 
-import hashlib
 import itertools
-import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -28,11 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .calibration import Law, divergence, log_probabilities, number, part_of, predict, trained
+from .calibration import Law, divergence, log_probabilities, part_of, predict, trained
+from .deal import Deal, in_order
 from .errors import (
     ForeignReferences,
     MissingReferences,
-    NotDealable,
     NotTrainable,
     RecipeMisbehaves,
     TooFewRetrainings,
@@ -41,8 +39,6 @@ from .objective import Progress, Recipe, Trains
 
 Level = Literal["logits", "probabilities", "draw"]
 """How several references become one target: the mean of logits, the mean of probabilities, or the first one alone."""
-
-Person = tuple[int, ...]  # the sample ids of one person, ascending
 
 LEAST_LOG_PROBABILITY = math.log(torch.finfo(torch.float32).tiny)  # a float32 softmax cannot say less than e^-87
 
@@ -228,14 +224,14 @@ def cross_fit(  # noqa: PLR0913 - the people, the three numbers of the deal, and
     """
     if not isinstance(recipe, Trains):
         raise NotTrainable("the recipe has no train(sample_ids, seed, progress): no references can be fitted")
-    plan = _Plan(_in_order(members), _in_order(strangers), folds, repeats, seed, about)
+    plan = Deal(in_order(members), in_order(strangers), folds, repeats, seed, about)
     plan.check()
     _check_directory(directory, plan.digest)
     references: References | None = None
     for step, (repeat, fold) in enumerate(itertools.product(range(repeats), range(folds))):
         share = part_of(progress, step, folds * repeats)
         outputs = _fold(recipe, plan, repeat, fold, directory=directory, progress=share)
-        references = references or plan.blank(outputs)
+        references = references or _blank(plan, outputs)
         _fill(references, repeat, plan.scored(repeat, fold), outputs)
         share(1.0)
     assert references is not None
@@ -248,61 +244,7 @@ def discard(directory: Path) -> None:
         path.unlink()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Who is trained on and who is scored in every fold: a function of the people and the seed, of no library."""
-
-    members: tuple[Person, ...]
-    strangers: tuple[Person, ...]
-    folds: int
-    repeats: int
-    seed: int
-    about: str
-
-    @property
-    def digest(self) -> str:
-        """Bind a directory to everything that decides the deal."""
-        settings = [self.members, self.strangers, self.folds, self.repeats, self.seed, self.about]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-    def check(self) -> None:
-        """Refuse what cannot be dealt."""
-        people = (*self.members, *self.strangers)
-        empty = sum(not ids for ids in people)
-        if empty:
-            raise NotDealable(f"{empty} of {len(people)} people have no samples")
-        if not 2 <= self.folds <= len(self.members) or self.repeats < 1:
-            raise NotDealable(f"{len(self.members)} members, {self.folds} folds (2 or more), {self.repeats} repeats")
-        doubles = sum(len(ids) for ids in people) - len(set(itertools.chain(*people)))
-        if doubles:
-            raise NotDealable(f"{doubles} sample ids appear twice, on one person or on two")
-
-    def retained(self, repeat: int, fold: int) -> list[int]:
-        """Return the samples of the members outside this fold, ascending."""
-        dealt = self._dealt(self.members, repeat)
-        return _samples(person for k, people in enumerate(dealt) if k != fold for person in people)
-
-    def scored(self, repeat: int, fold: int) -> list[int]:
-        """Return the samples of the members and strangers inside this fold, ascending."""
-        return _samples(self._dealt(self.members, repeat)[fold] + self._dealt(self.strangers, repeat)[fold])
-
-    def train_seed(self, repeat: int, fold: int) -> int:
-        """Return a seed for this training alone, below 2³¹."""
-        return number(f"{self.seed}/{repeat}/train/{fold}") >> 33
-
-    def blank(self, outputs: Tensor) -> References:
-        """Return references to be filled, shaped after one fold's outputs."""
-        ids_N = _ids(_samples((*self.members, *self.strangers)))
-        empty = torch.full((self.repeats, len(ids_N), *outputs.shape[1:]), math.nan)
-        return References(ids_N, empty, self.folds, self.seed, self.about)
-
-    def _dealt(self, people: Sequence[Person], repeat: int) -> list[list[Person]]:
-        """Shuffle by a hash of each person's first sample and deal round robin: fold sizes differ by one at most."""
-        shuffled = sorted(people, key=lambda ids: number(f"{self.seed}/{repeat}/deal/{ids[0]}"))
-        return [shuffled[fold :: self.folds] for fold in range(self.folds)]
-
-
-def _fold(recipe: Recipe, plan: _Plan, repeat: int, fold: int, *, directory: Path | None, progress: Progress) -> Tensor:
+def _fold(recipe: Recipe, plan: Deal, repeat: int, fold: int, *, directory: Path | None, progress: Progress) -> Tensor:
     """Return one fold's predictions, from the directory if they wait there."""
     path = directory / f"fold-{repeat:03d}-{fold:03d}.safetensors" if directory else None
     if path and path.exists():
@@ -313,6 +255,13 @@ def _fold(recipe: Recipe, plan: _Plan, repeat: int, fold: int, *, directory: Pat
     if path:
         _write(path, {"outputs": outputs.contiguous()}, {"settings": plan.digest})
     return outputs
+
+
+def _blank(plan: Deal, outputs: Tensor) -> References:
+    """References to be filled, shaped after one fold's outputs."""
+    ids_N = _ids(plan.everybody)
+    empty = torch.full((plan.repeats, len(ids_N), *outputs.shape[1:]), math.nan)
+    return References(ids_N, empty, plan.folds, plan.seed, plan.about)
 
 
 def _fill(references: References, repeat: int, sample_ids: Sequence[int], outputs: Tensor) -> None:
@@ -364,14 +313,6 @@ def _log_of_mean(log_p_RN: Tensor) -> Tensor:
 
 def _centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(-1, keepdim=True)
-
-
-def _in_order(people: Sequence[Sequence[int]]) -> tuple[Person, ...]:
-    return tuple(sorted(tuple(sorted(int(i) for i in ids)) for ids in people))
-
-
-def _samples(people: Iterable[Person]) -> list[int]:
-    return sorted(itertools.chain.from_iterable(people))
 
 
 def _ids(sample_ids: Sequence[int]) -> Tensor:

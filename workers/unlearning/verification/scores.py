@@ -89,11 +89,11 @@ class Scores:
 
 
 def user_means(values_N: Tensor, users: Users) -> Tensor:
-    """Return each user's mean over the user's own samples, shape (U,).
+    """Return each user's mean over the user's own samples, shape (U,), float64, on the CPU.
 
     >>> user_means(torch.tensor([1.0, 3.0, 5.0]), [[7, 8], [9]]).tolist()
     [2.0, 5.0]
     """
     sizes_U = torch.tensor([len(user) for user in users])
     owners_N = torch.arange(len(users)).repeat_interleave(sizes_U)
-    return torch.zeros(len(users), dtype=torch.float64).index_add(0, owners_N, values_N.double()) / sizes_U
+    return torch.zeros(len(users), dtype=torch.float64).index_add(0, owners_N, values_N.double().cpu()) / sizes_U
