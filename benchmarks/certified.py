@@ -34,8 +34,9 @@ from benchmarks.report import Figure, write  # noqa: E402 - after the path
 from workers.unlearning import Update  # noqa: E402
 from workers.unlearning.certified import Certificate, resolve  # noqa: E402
 from workers.unlearning.gaussian_dp import epsilon_of, mu_of  # noqa: E402
+from workers.unlearning.model import Model  # noqa: E402
 from workers.unlearning.newton import Effort  # noqa: E402
-from workers.unlearning.objective import Model, Objective  # noqa: E402
+from workers.unlearning.objective import Objective  # noqa: E402
 from workers.unlearning.testing import Ridge  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "certified.json"

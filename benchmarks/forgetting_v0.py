@@ -34,7 +34,8 @@ from examples.wage_panel import manifest_rows  # noqa: E402 - after the path
 from examples.wage_panel import network as recipe  # noqa: E402 - after the path
 from workers.unlearning import Update, Verdict, forget, residual, retrain, verify  # noqa: E402
 from workers.unlearning.evidence import low_tail  # noqa: E402
-from workers.unlearning.objective import Model, Objective  # noqa: E402
+from workers.unlearning.model import Model  # noqa: E402
+from workers.unlearning.objective import Objective  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "forgetting_v0.json"
 DEPLOYED_SEED = 0

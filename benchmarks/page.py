@@ -37,26 +37,38 @@ def main() -> None:
 
 
 def table(name: str, bed: Json) -> str:
-    """Return a bed's table: a line per method, a pair of columns per kind of set."""
+    """Return a bed's table: a line per method, a column per kind of set, then cost, held-out accuracy and verdicts."""
     kinds = [kind for kind in ("ordinary", "memorised", "group") if any(c["kind"] == kind for c in bed["cases"])]
     head = "".join(f" {kind} (n={len(of(bed, kind))}) |" for kind in kinds)
     facts = f"{bed['rows']} rows, {bed['members']} members, {bed['epochs']} epochs"
-    lines = [f"### {name} ({facts})", "", f"| method |{head} cost | held-out |", "|---|" + "---|" * (len(kinds) + 2)]
+    columns = f"| method |{head} cost | held-out | gates |"
+    lines = [f"### {name} ({facts})", "", columns, "|---|" + "---|" * (len(kinds) + 3)]
     lines += [line(bed, method, kinds) for method in ORDER]
     return "\n".join(lines)
 
 
 def line(bed: Json, method: str, kinds: list[str]) -> str:
-    """Return ρ [range] → ρ after an epoch for every kind, then cost and held-out accuracy over all sets."""
-    told = [case["methods"][method] for kind in kinds for case in of(bed, kind)]
-    ran = [one for one in told if "rho" in one]
+    """Return ρ [range] → ρ after an epoch for every kind, then cost and held-out accuracy by kind, and verdicts."""
+    told = {kind: [case["methods"][method] for case in of(bed, kind)] for kind in kinds}
+    every = [one for ones in told.values() for one in ones]
     name = f"**{method}**" if method in OURS else method.replace("_", " ")
-    if not ran:
-        return f"| {name} | {told[0]['refused'][:60]} |" + " |" * (len(kinds) + 1)
-    cells = "".join(f" {cell([c['methods'][method] for c in of(bed, kind)])} |" for kind in kinds)
-    cost = statistics.median(one.get("cost", 0.0) for one in ran)
-    points = 100 * statistics.median(one["held_out"] for one in ran)
-    return f"| {name} |{cells} {'' if method in ('deployed', 'retraining') else f'{cost:.1%}'} | {points:+.1f} |"
+    if not any("rho" in one for one in every):
+        return f"| {name} | {every[0]['refused'][:60]} |" + " |" * (len(kinds) + 2)
+    cells = "".join(f" {cell(ones)} |" for ones in told.values())
+    cost = "" if method in ("deployed", "retraining") else medians(told, "cost", "{:.1%}")
+    return f"| {name} |{cells} {cost} | {medians(told, 'held_out', '{:+.1f}', times=100)} | {verdicts(every)} |"
+
+
+def medians(told: dict[str, list[Json]], key: str, form: str, times: float = 1.0) -> str:
+    """Return the median of each kind, in the order of the columns."""
+    found = [[times * one[key] for one in ones if key in one] for ones in told.values()]
+    return " / ".join(form.format(statistics.median(values)) if values else "-" for values in found)
+
+
+def verdicts(told: list[Json]) -> str:
+    """Count passed / inconclusive / failed, where the gates were asked."""
+    given = [one["verdict"] for one in told if "verdict" in one]
+    return " / ".join(str(given.count(outcome)) for outcome in ("passed", "inconclusive", "failed")) if given else ""
 
 
 def cell(told: list[Json]) -> str:

@@ -31,7 +31,6 @@ from workers.unlearning.factors import Ekfac
 from workers.unlearning.model import Progress as Told
 
 Json = dict[str, Any]  # Any: JSON
-_EVERYBODY = 2**31 - 1
 
 
 def main(arguments: list[str]) -> int:
@@ -89,10 +88,10 @@ def _subject(ctx: Context, name: str) -> _Subject:
             raise Conflict(f"{name} has no live version to calibrate")
         version = versions.version(tx, model.current_version_id)
         gone = versions.forgotten(tx, version)
-        people = samples.members(tx, version.manifest_id, excluding=(), limit=_EVERYBODY)
+        people = samples.members(tx, version.manifest_id, excluding=())
         left = [kept for ids in people if (kept := [i for i in ids if i not in gone])]
         retain = [i for i in samples.sample_ids(tx, version.manifest_id) if i not in gone]
-        strangers = samples.strangers(tx, version.manifest_id, limit=_EVERYBODY)
+        strangers = samples.strangers(tx, version.manifest_id)
         digest = tx.get_one(Manifest, version.manifest_id).digest
     members = _apart([*left, *([i] for i in sorted(set(retain).difference(*left)))])
     return _Subject(version, digest, members, _apart(strangers), retain, len(left))

@@ -24,7 +24,6 @@ from workers.unlearning.objective import Objective, check_coverage
 from workers.unlearning.references import References
 
 Json = dict[str, Any]  # Any: JSON
-BY_DTYPE: tuple[Law, Law] = ("softmax", "plain")
 
 
 def law_of(recipe: Recipe, sample_ids: Sequence[int]) -> Law:
@@ -33,7 +32,7 @@ def law_of(recipe: Recipe, sample_ids: Sequence[int]) -> Law:
     if declared is not None:
         return cast("Law", declared)
     _, targets = recipe.fetch(sample_ids[:1])
-    return BY_DTYPE[targets.is_floating_point()]
+    return "plain" if targets.is_floating_point() else "softmax"
 
 
 def references(url: str, calibration: Json | None, *, covering: Collection[int]) -> References | None:
@@ -50,10 +49,7 @@ def references(url: str, calibration: Json | None, *, covering: Collection[int])
 
 def keep_references(url: str, found: References, *, weights: str, manifest: str) -> str:
     """Store references, bound to a digest of weights and one of a manifest, and tell their own."""
-    with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
-        path = Path(directory) / "references.safetensors"
-        found.save(path, weights_digest=weights, manifest_digest=manifest)
-        return Store(url, REFERENCES).adopt(path)
+    return _keep(found, Store(url, REFERENCES), weights=weights, manifest=manifest)
 
 
 def factors(url: str, calibration: Json, recipe: Recipe, weights: Weights) -> Ekfac:
@@ -65,10 +61,7 @@ def factors(url: str, calibration: Json, recipe: Recipe, weights: Weights) -> Ek
 
 def keep_factors(url: str, fitted: Ekfac, *, weights: str, manifest: str) -> str:
     """Store factors, bound to a digest of weights and one of a manifest, and tell their own."""
-    with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
-        path = Path(directory) / "factors.safetensors"
-        fitted.save(path, weights_digest=weights, manifest_digest=manifest)
-        return Store(url).adopt(path)
+    return _keep(fitted, Store(url), weights=weights, manifest=manifest)
 
 
 def fit_factors(
@@ -78,4 +71,11 @@ def fit_factors(
     model = Model(recipe, weights)
     objective = Objective(model, sample_ids)
     check_coverage(objective)
-    return fit(objective, model.theta_P, progress=progress, resume=resume)
+    return fit(objective, model.theta_P, draws=2, progress=progress, resume=resume)  # as benchmarked
+
+
+def _keep(fitted: References | Ekfac, store: Store, *, weights: str, manifest: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="expunge-") as directory:
+        path = Path(directory) / "fitted.safetensors"
+        fitted.save(path, weights_digest=weights, manifest_digest=manifest)
+        return store.adopt(path)

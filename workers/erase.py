@@ -36,7 +36,6 @@ RUNGS = ("influence", "renewal", "retrain")
 _CONTROLS = 300
 """Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
 _BACKOFF_SECONDS = 2
-_EVERYBODY = 2**31 - 1
 
 
 def run(ctx: Context, job_id: UUID) -> None:
@@ -224,7 +223,7 @@ def _redacted(ctx: Context, lease: Lease, job: Job) -> str | None:
         if base.calibration is None:
             return None
         order = _order(ctx, tx, job)
-        strangers = samples.strangers(tx, base.manifest_id, limit=_EVERYBODY)
+        strangers = samples.strangers(tx, base.manifest_id)
     keep = [*order["retain"], *(sample_id for ids in strangers for sample_id in ids)]
     answer = run_step("redact", {**order, "keep": keep}, lease=lease, limit_seconds=ctx.settings.step_seconds)
     found: str | None = answer["references"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from app.errors import Misconfigured
-from workers.unlearning.objective import Recipe
+from workers.unlearning.model import Recipe
 
 _METHODS: Final = ("build", "fetch", "loss")
 _OPTIONAL_METHODS: Final = ("train", "moves")

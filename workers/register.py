@@ -23,7 +23,7 @@ from workers import manifest as manifests
 from workers.context import Context, context
 from workers.registry import Store, check_weights
 from workers.unlearning import Recipe, Trains, residual
-from workers.unlearning.objective import check_fit
+from workers.unlearning.model import check_fit
 
 _STRANGERS_WANTED = 99  # for a level of 0.01 per tail; below 19 nothing can be shown
 

@@ -25,7 +25,7 @@ from workers.unlearning import (
     retrain,
     verify,
 )
-from workers.unlearning.errors import NotTrainable
+from workers.unlearning.errors import MissingReferences
 from workers.unlearning.factors import Ekfac
 from workers.unlearning.model import Paced
 from workers.unlearning.projection import project
@@ -128,7 +128,7 @@ def _influence(recipe: Recipe, store: Store, order: Json, progress: Progress) ->
 def _renewal(recipe: Recipe, store: Store, order: Json, progress: Progress) -> Json:
     found = _references(order, covering=_forgotten(order))
     if found is None:
-        raise NotTrainable("there are no references of the people to forget, by which weights could be renewed")
+        raise MissingReferences("there are no references of the people to forget, by which weights could be renewed")
     update = renew(
         recipe,
         store.get(order["base"]),

@@ -146,8 +146,8 @@ def sample_ids(tx: Session, manifest_id: UUID) -> list[int]:
     return [sample_id for run in runs for sample_id in run]
 
 
-def strangers(tx: Session, manifest_id: UUID, limit: int) -> list[list[int]]:
-    """List the held-out samples of up to ``limit`` people of whom the model saw nothing, person by person."""
+def strangers(tx: Session, manifest_id: UUID, limit: int | None = None) -> list[list[int]]:
+    """List the held-out samples of all (or ``limit``) people of whom the model saw nothing, person by person."""
     trained = aliased(Posting)
     saw_them = exists().where(
         trained.manifest_id == Posting.manifest_id, trained.subject_key == Posting.subject_key, trained.split == TRAIN
@@ -161,8 +161,8 @@ def strangers(tx: Session, manifest_id: UUID, limit: int) -> list[list[int]]:
     return list(tx.scalars(chosen))
 
 
-def members(tx: Session, manifest_id: UUID, *, excluding: Collection[int], limit: int) -> list[list[int]]:
-    """List the training samples of up to ``limit`` people none of whose samples is excluded, person by person."""
+def members(tx: Session, manifest_id: UUID, *, excluding: Collection[int], limit: int | None = None) -> list[list[int]]:
+    """List the training samples of all (or ``limit``) people none of whose samples is excluded, person by person."""
     barred = frozenset(excluding)
     return list(islice((ids for ids in _everybody(tx, manifest_id) if barred.isdisjoint(ids)), limit))
 

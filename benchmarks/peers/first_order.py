@@ -10,7 +10,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from workers.unlearning.objective import Cost, Model, Recipe, Weights
+from workers.unlearning.model import Model, Recipe, Weights
+from workers.unlearning.objective import Cost
 
 from .likeness import divergence
 from .student import BudgetSpent, Pacing, Purse, Student, Teacher, dealer, epochs_of, shuffled

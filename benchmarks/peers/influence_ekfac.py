@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from workers.unlearning.objective import Cost, Model, Objective, Recipe, Weights, require_finite
+from workers.unlearning.model import Model, Recipe, Weights
+from workers.unlearning.objective import Cost, Objective, require_finite
 
 from .student import Purse, dealer
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.unlearning.errors import UnlearningError
-from workers.unlearning.objective import Recipe
+from workers.unlearning.model import Recipe
 
 
 class NotCarriedOver(UnlearningError, NotImplementedError):

@@ -9,7 +9,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from workers.unlearning.objective import Cost, Recipe, Weights
+from workers.unlearning.model import Recipe, Weights
+from workers.unlearning.objective import Cost
 
 from .likeness import random_targets
 from .student import BudgetSpent, Pacing, Purse, Student, dealer, shuffled

@@ -9,7 +9,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from workers.unlearning.objective import Cost, Model, Recipe, Weights
+from workers.unlearning.model import Model, Recipe, Weights
+from workers.unlearning.objective import Cost
 
 from .likeness import divergence, error
 from .student import FORWARD, BudgetSpent, Pacing, Purse, Student, Teacher, dealer, shuffled

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from workers.unlearning.objective import Cost, Model, Recipe, Weights
+from workers.unlearning.model import Model, Recipe, Weights
+from workers.unlearning.objective import Cost
 
 from .student import Purse
 

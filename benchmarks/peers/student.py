@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from workers.unlearning.errors import UnlearningError
-from workers.unlearning.objective import Cost, Model, Recipe, Weights
+from workers.unlearning.model import Model, Recipe, Weights
+from workers.unlearning.objective import Cost
 
 FORWARD = 1 / 3  # of a forward-backward, per sample
 

@@ -6,11 +6,13 @@
     verdict = verify(recipe, weights, update.weights, users=..., references=..., update=update.report, ...)
 
 The rungs, from cheap to sure: `project` (or `forget`, a Newton step, without references), `renew`, `retrain`; for
-convex heads `certified.resolve`. Read model, objective, curvature, projection, renewal, verification, in this order.
+convex heads `certified.resolve`. Read objective, curvature, projection, renewal, verification, in this order.
+`choose_held_out`, `draw_canaries` and `noise_floor` are for whoever trains; gates by declared group, G4 (a process over
+many deletions) and G5 (true retrainings) are for whoever has such data: the service calls none of these.
 """
 
 from . import certified, ekfac
-from .calibration import draw_canaries, noise_floor
+from .calibration import choose_held_out, draw_canaries, noise_floor
 from .errors import (
     NonFinite,
     NotCovered,
@@ -64,6 +66,7 @@ __all__ = [
     "Weights",
     "WeightsDoNotFit",
     "certified",
+    "choose_held_out",
     "cross_fit",
     "draw_canaries",
     "ekfac",

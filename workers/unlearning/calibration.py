@@ -16,13 +16,14 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import NotDealable, RecipeMisbehaves, TooFewRetrainings, WeightsDoNotFit
-from .objective import Inputs, Progress, Recipe, Weights, build, require_finite
+from .model import Progress, Recipe, Weights, build, split_arguments
+from .objective import require_finite
 from .retrain import retrain
 
 Law = Literal["softmax", "plain"]
@@ -206,13 +207,9 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def _rows(recipe: Recipe, module: nn.Module, sample_ids: Sequence[int]) -> Tensor:
     inputs, _ = recipe.fetch(sample_ids)
-    outputs = _call(module, inputs)
+    arguments, named = split_arguments(inputs)
+    outputs: Tensor = module(*arguments, **named)
     if len(outputs) != len(sample_ids) or not outputs.is_floating_point():
         raise RecipeMisbehaves(f"outputs {tuple(outputs.shape)}, {outputs.dtype} for {len(sample_ids)} samples")
     require_finite("a prediction", outputs)
     return outputs.float().cpu()
-
-
-def _call(module: nn.Module, inputs: Inputs) -> Tensor:
-    arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-    return cast("Tensor", module(*arguments, **(inputs if isinstance(inputs, dict) else {})))

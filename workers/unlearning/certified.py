@@ -35,8 +35,9 @@ from torch import Tensor
 from .curvature import output_hessian
 from .errors import NotConvex, NothingToForget, Uncertifiable
 from .gaussian_dp import drawn_once, drawn_with, epsilon_of, mu_of
+from .model import Model, Progress, Recipe, Weights
 from .newton import Effort, Minimum, minimum, spacing
-from .objective import Cost, Model, Objective, Progress, Recipe, Weights, check_coverage
+from .objective import Cost, Objective, check_coverage
 from .report import Json, Update, UpdateReport, as_json
 
 AFFINE_WITHIN = 1e-8  # second over first difference of the outputs, in float64

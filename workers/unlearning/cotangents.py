@@ -18,7 +18,8 @@ from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .curvature import output_hessian
-from .objective import Inputs, Objective
+from .model import Inputs
+from .objective import Objective
 
 Root = Callable[[Tensor], Tensor]
 

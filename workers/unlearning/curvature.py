@@ -19,7 +19,8 @@ from torch.func import grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import NotCovered
-from .objective import Inputs, Objective
+from .model import Inputs
+from .objective import Objective
 
 
 class GaussNewton:

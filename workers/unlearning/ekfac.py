@@ -1,4 +1,4 @@
-"""EK-FAC of an objective's GGN, fitted in two passes over the samples: it preconditions a solve and never replaces it.
+"""EK-FAC of an objective's GGN, fitted in two passes over the samples: the projection's metric, and a preconditioner.
 
 Each layer's curvature is approximated by A ⊗ B, input moments times output-gradient moments (Martens & Grosse 2015).
 The first pass sums A and B; the second sums, in their eigenbasis, the squares of each sample's own gradient, which are
@@ -25,7 +25,8 @@ from .cotangents import cotangents, each_input, pulled_back, rough_root, square_
 from .errors import FactorsDoNotFit, NotCovered
 from .factors import Block, Ekfac, read_tensors, write_tensors
 from .layers import LARGEST_PIECE, Layer, Run, add_covariances, add_moments, recorded
-from .objective import Inputs, Objective, Progress
+from .model import Inputs, Progress
+from .objective import Objective
 from .survey import leaves, pulled, survey
 
 __all__ = ["Block", "Ekfac", "fit"]

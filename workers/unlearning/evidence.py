@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .report import Json
 
-Outcome = Literal["passed", "failed", "inconclusive"]
+Outcome = Literal["failed", "inconclusive", "passed"]
+WORST_FIRST: tuple[Outcome, ...] = ("failed", "inconclusive", "passed")
 
 
 def low_tail(values_U: Tensor, strangers_m: Tensor) -> Tensor:

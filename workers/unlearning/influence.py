@@ -26,15 +26,15 @@ import torch
 from torch import Tensor
 
 from .curvature import GaussNewton
-from .errors import NothingToForget
-from .objective import Cost, Model, Objective, OwnsRows, Progress, Recipe, Weights, check_coverage, require_finite
+from .model import Model, Progress, Recipe, Weights
+from .objective import Cost, Objective, check_coverage, check_sets, require_finite
 from .report import Update, UpdateReport
-from .rows import check_unreached, erase_rows
+from .rows import check_unreached, without_owned
 from .sharding import ALONE, Shards
 from .sketch import sketched_inverse
 from .solve import NoConvergence, Solution, conjugate_gradients
 from .stability import StepControl, Trial
-from .statistics import recompute
+from .statistics import with_statistics
 
 
 @dataclass(frozen=True)
@@ -105,36 +105,16 @@ def forget(
         RecipeMisbehaves: rows that the recipe gives to forgotten samples do not exist, or retained samples reach them.
     """
     check_sets(forget_ids, retain_ids)
-    model, erased = without_rows(Model(recipe, weights, frozen_buffers=settings.frozen_buffers), forget_ids)
+    model, erased = without_owned(Model(recipe, weights, frozen_buffers=settings.frozen_buffers), forget_ids)
     objective = Objective(model, retain_ids, batch_size=settings.batch_size, cost=Cost(), shards=shards)
     check_coverage(objective)
     check_unreached(objective)
     r0_P = torch.zeros_like(model.theta_P) if residual is None else model.free(residual.to(model.theta_P))
     descent = _Descent(objective, r0_P, settings, progress or (lambda _: None))
     theta_P, reason = descent.run()
-    state = with_statistics(objective, theta_P, settings)
+    state = with_statistics(objective, theta_P, samples=settings.statistics_samples, batch_size=settings.batch_size)
     report = descent.report(theta_P, len(forget_ids), reason)
     return Update(weights=state, report=replace(report, erased_rows=erased))
-
-
-def without_rows(model: Model, forget_ids: Sequence[int]) -> tuple[Model, int]:
-    """Erase what the recipe gives to the forgotten samples alone; the rest is solved without it."""
-    owned = model.recipe.owned_rows(forget_ids) if isinstance(model.recipe, OwnsRows) else {}
-    rows = sum(len(indices) for indices in owned.values())
-    return (erase_rows(model, owned), rows) if rows else (model, 0)
-
-
-def with_statistics(objective: Objective, theta_P: Tensor, settings: Settings) -> dict[str, Tensor]:
-    """Return the state dict, its batch statistics estimated anew where it has some."""
-    return recompute(
-        objective.model,
-        objective.model.state(theta_P),
-        objective.sample_ids,
-        samples=settings.statistics_samples,
-        batch_size=settings.batch_size,
-        seed=0,
-        cost=objective.cost,
-    )
 
 
 class _Descent:
@@ -269,12 +249,3 @@ def _rounding(value: float, objective: Objective) -> float:
     """Differences of J below this are rounding of the losses, not progress."""
     dtype = next(iter(objective.model.unflatten(objective.model.theta_P).values())).dtype
     return 16 * torch.finfo(dtype).eps * abs(value)
-
-
-def check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
-    """Refuse sets that are empty, hold a sample twice, or overlap."""
-    if not forget_ids or not retain_ids:
-        raise NothingToForget(f"{len(forget_ids)} samples to forget, {len(retain_ids)} to retain: both must be > 0")
-    doubles = len(forget_ids) + len(retain_ids) - len(set(forget_ids) | set(retain_ids))
-    if doubles:
-        raise NothingToForget(f"{doubles} sample ids appear twice in or across the forget and retained sets")

@@ -165,6 +165,13 @@ class Model:
         arguments, named = split_arguments(inputs)
         return cast("Tensor", functional_call(self.module, {**self._fixed, **moving}, arguments, named))
 
+    def drawn(self, seed: int) -> Tensor:
+        """Return the moving parameters as `recipe.build()` draws them from this seed, shape (P,)."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = dict(self.recipe.build().named_parameters())
+        return self.flatten({name: fresh[name] for name in self.names}).to(self.theta_P)
+
     def state(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Return a full state dict with these moving parameters, sharing memory with nothing."""
         moved = self.unflatten(theta_P)

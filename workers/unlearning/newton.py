@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .curvature import GaussNewton
 from .errors import Uncertifiable
-from .objective import Objective, Progress, require_finite
+from .model import Progress
+from .objective import Objective, require_finite
 from .sketch import sketched_inverse
 from .solve import NoConvergence, Operator, Solution, conjugate_gradients
 from .stability import Trial

@@ -21,39 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import NonFinite, NotCovered, NothingToForget, RecipeMisbehaves
 from .model import (
-    FreezesBuffers,
     Inputs,
     Model,
-    MovesSome,
-    OwnsRows,
-    Progress,
     Recipe,
-    Trains,
     Weights,
-    build,
-    check_fit,
     split_arguments,
 )
 from .sharding import ALONE, Shards
-
-__all__ = [
-    "Cost",
-    "FreezesBuffers",
-    "Inputs",
-    "Model",
-    "MovesSome",
-    "Objective",
-    "OwnsRows",
-    "Progress",
-    "Recipe",
-    "Trains",
-    "Weights",
-    "build",
-    "check_coverage",
-    "check_fit",
-    "require_finite",
-    "residual",
-]
 
 
 @dataclass
@@ -228,11 +202,20 @@ def fetch(recipe: Recipe, sample_ids: Sequence[int]) -> tuple[Inputs, Tensor]:
 def residual(recipe: Recipe, weights: Weights, all_ids: Sequence[int], *, batch_size: int = 1024) -> Tensor:
     """Return r0 = ∇J_D(θ0), the training gradient that the owner's optimiser left, shape (P,), float64.
 
-    Computed once when a model is registered. A network that was stopped early is no minimum; a step that ignored r0
-    would mix more training into the forgetting.
+    Computed when a model is registered and after each retraining. A network that was stopped early is no minimum; a
+    step that ignored r0 would mix more training into the forgetting.
     """
     model = Model(recipe, weights)
     return Objective(model, all_ids, batch_size=batch_size).gradient(model.theta_P)
+
+
+def check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
+    """Refuse sets that are empty, hold a sample twice, or overlap."""
+    if not forget_ids or not retain_ids:
+        raise NothingToForget(f"{len(forget_ids)} samples to forget, {len(retain_ids)} to retain: both must be > 0")
+    doubles = len(forget_ids) + len(retain_ids) - len(set(forget_ids) | set(retain_ids))
+    if doubles:
+        raise NothingToForget(f"{doubles} sample ids appear twice in or across the forget and retained sets")
 
 
 def check_coverage(objective: Objective) -> None:

@@ -35,7 +35,7 @@ from .errors import (
     RecipeMisbehaves,
     TooFewRetrainings,
 )
-from .objective import Progress, Recipe, Trains
+from .model import Progress, Recipe, Trains
 
 Level = Literal["logits", "probabilities", "draw"]
 """How several references become one target: the mean of logits, the mean of probabilities, or the first one alone."""

@@ -5,8 +5,8 @@
 A step that moves an interpolating network's outputs on S hides the memory without removing it: one ordinary epoch on
 the retained samples brings it back (ρ 2-5 again on the digits and vowel networks). Shrinking and perturbing the weights
 (Ash & Adams 2020, there for warm starts) leaves the basin that holds the memory, and the references keep S out while R
-is learned again. Measured on 8 people each, at 5 % of a retraining: ρ after that epoch 0.69 (digits) and 0.55 (vowel),
-against 1.56 and 1.06 without the shrinking; retained accuracy 0.997 or more (docs/adr/0009).
+is learned again. Measured at 5 % of a retraining (`make bench-unlearning`): ρ after that epoch 0.52 (digits, ordinary
+people) and 1.14 (vowel), against 0.79 and 1.66 without the shrinking; where it does not arrive: docs/benchmarks.md.
 
 Shape suffix: N samples of a batch.
 """
@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from .calibration import Law
 from .errors import NonFinite, NotCovered
-from .influence import Settings as Effort
-from .influence import check_sets, with_statistics, without_rows
-from .model import Model, Paced, Progress, Recipe, Weights, build
-from .objective import Cost, Objective, check_coverage, fetch
+from .model import Model, Paced, Progress, Recipe, Weights
+from .objective import Cost, Objective, check_coverage, check_sets, fetch
 from .references import Level, References
 from .report import Update, UpdateReport
+from .rows import without_owned
+from .statistics import with_statistics
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def renew(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehan
     """
     check_sets(forget_ids, retain_ids)
     paced = _paced(recipe)
-    model, erased = without_rows(Model(recipe, weights), forget_ids)
+    model, erased = without_owned(Model(recipe, weights), forget_ids)
     retained = Objective(model, retain_ids, batch_size=1024, cost=Cost())
     check_coverage(Objective(model, forget_ids[:256], cost=retained.cost))
     walk = _Walk(retained, paced, seed, settings.share * paced.epochs)
@@ -91,8 +91,11 @@ def renew(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehan
         target_N = references.target(forget_ids, repeats=references.teachers, level=settings.level, law=law)
         walk.pull(forget_ids, target_N, law=law, weight=settings.pull, share=settings.pull_share)
     theta_P = walk.run(_shrunk(model, settings.shrink, seed), progress or (lambda _: None))
-    state = with_statistics(retained, theta_P, Effort(statistics_samples=settings.statistics_samples))
-    return Update(weights=state, report=replace(_report(model, theta_P, retained, len(forget_ids)), erased_rows=erased))
+    state = with_statistics(retained, theta_P, samples=settings.statistics_samples)
+    return Update(
+        weights=state,
+        report=replace(_report(model, theta_P, retained, forgotten=len(forget_ids), seed=seed), erased_rows=erased),
+    )
 
 
 def ordinary_epoch(
@@ -100,7 +103,9 @@ def ordinary_epoch(
 ) -> dict[str, Tensor]:
     """Return the weights after further ordinary training on the retained samples: the resurrection test's question.
 
-    Adam starts with fresh moments, as it does when an owner goes on from a checkpoint of weights.
+    Adam at the owner's rate and batch size, with fresh moments, as it has when an owner goes on from a checkpoint of
+    weights. The module stays in eval mode, as everywhere in this library: dropout is off, batch statistics are kept and
+    estimated anew at the end.
 
     Raises:
         NotCovered: the recipe does not tell how it trains.
@@ -109,7 +114,7 @@ def ordinary_epoch(
     model = Model(recipe, weights)
     retained = Objective(model, retain_ids)
     theta_P = _Walk(retained, _paced(recipe), seed, epochs).run(model.theta_P, lambda _: None)
-    return with_statistics(retained, theta_P, Effort())
+    return with_statistics(retained, theta_P)
 
 
 class _Walk:
@@ -166,11 +171,7 @@ class _Walk:
 
 def _shrunk(model: Model, share: float, seed: int) -> Tensor:
     """Return (1 − s)·θ + s·θ_fresh; what is held still stays."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = dict(build(model.recipe).named_parameters())
-    fresh_P = model.flatten({name: fresh[name] for name in model.names}).to(model.theta_P)
-    return model.theta_P + share * model.free(fresh_P - model.theta_P)
+    return model.theta_P + share * model.free(model.drawn(seed) - model.theta_P)
 
 
 def _dealt(many: int, batch: int, batches: int, draw: torch.Generator) -> Iterator[list[int]]:
@@ -207,7 +208,7 @@ def _paced(recipe: Recipe) -> Paced:
     return recipe
 
 
-def _report(model: Model, theta_P: Tensor, retained: Objective, forgotten: int) -> UpdateReport:
+def _report(model: Model, theta_P: Tensor, retained: Objective, *, forgotten: int, seed: int) -> UpdateReport:
     return UpdateReport(
         method="renewal",
         complete=True,
@@ -219,4 +220,5 @@ def _report(model: Model, theta_P: Tensor, retained: Objective, forgotten: int) 
         forward_backwards=retained.cost.forward_backwards,
         recomputed_buffers=model.recomputed_buffers,
         frozen_buffers=model.frozen_buffers,
+        seed=seed,
     )

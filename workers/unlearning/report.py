@@ -28,13 +28,13 @@ class UpdateReport:
         step_norm: |θ − θ0|.
         function_step: q = ½ΔᵀGΔ per retained sample for the whole update.
         tolerance: relative residual asked of each solve.
-        preconditioned: whether the solves had a sketched preconditioner.
+        preconditioned: whether the solves had a preconditioner.
         forward_backwards: work in per-sample forward-backward equivalents (None where the owner's code did it).
         frozen_buffers: buffers that training moves and that were left as they were.
         recomputed_buffers: batch statistics estimated anew on retained samples; they may differ from before.
         truncated: the solve was cut short on purpose: the cut is its trust region, so its residual decides nothing.
         erased_rows: rows that existed only because of the forgotten samples and now hold a fresh draw.
-        seed: of a retraining.
+        seed: of a retraining or a renewal.
     """
 
     method: str

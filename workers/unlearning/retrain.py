@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .errors import NothingToForget, NotTrainable
-from .objective import Progress, Recipe, Trains, build, check_fit
+from .model import Progress, Recipe, Trains, build, check_fit
 from .report import Update, UpdateReport
 
 

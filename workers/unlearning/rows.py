@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import NotCovered, RecipeMisbehaves
-from .model import Model, build
+from .model import Model, OwnsRows
 from .objective import Objective
 
 
@@ -30,13 +30,16 @@ def erase_rows(model: Model, owned: Mapping[str, Sequence[int]], *, seed: int = 
         RecipeMisbehaves: no parameter of that name, or indices outside it or twice.
     """
     still = _mask(model, owned)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = dict(build(model.recipe).named_parameters())
-    fresh_P = model.flatten({name: fresh[name] for name in model.names})
     still_P = model.flatten(still).bool()
-    state = model.state(torch.where(still_P, fresh_P, model.theta_P))
+    state = model.state(torch.where(still_P, model.drawn(seed), model.theta_P))
     return Model(model.recipe, state, frozen_buffers=model.frozen_buffers, still_P=still_P)
+
+
+def without_owned(model: Model, forget_ids: Sequence[int]) -> tuple[Model, int]:
+    """Erase what the recipe gives to the forgotten samples alone; the rest is solved without it."""
+    owned = model.recipe.owned_rows(forget_ids) if isinstance(model.recipe, OwnsRows) else {}
+    rows = sum(len(indices) for indices in owned.values())
+    return (erase_rows(model, owned), rows) if rows else (model, 0)
 
 
 def check_unreached(objective: Objective) -> None:

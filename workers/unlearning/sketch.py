@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .cotangents import cotangents, each_input, pulled_back, square_root
-from .objective import Inputs, Objective
+from .model import Inputs
+from .objective import Objective
 from .solve import Operator
 
 LARGEST_SKETCH = 1 << 26  # numbers in U: half a gigabyte in float64

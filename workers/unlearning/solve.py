@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import UnlearningError
-from .objective import Progress, require_finite
+from .model import Progress
+from .objective import require_finite
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -14,7 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import NotCovered
 from .model import STATISTICS, Model, split_arguments
-from .objective import Cost, fetch
+from .objective import Cost, Objective, fetch
+
+
+def with_statistics(
+    objective: Objective, theta_P: Tensor, *, samples: int = 4096, batch_size: int = 1024
+) -> dict[str, Tensor]:
+    """Return the state dict with these moving parameters, its batch statistics estimated anew where it has some."""
+    state = objective.model.state(theta_P)
+    sizes = {"samples": samples, "batch_size": batch_size}
+    return recompute(objective.model, state, objective.sample_ids, **sizes, seed=0, cost=objective.cost)
 
 
 def recompute(

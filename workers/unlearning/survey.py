@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .cotangents import each_input, pulled_back
 from .errors import NotCovered
 from .layers import LARGEST_PIECE, Layer, Run, gradient, layers, recorded
-from .objective import Inputs, Model, Objective
+from .model import Inputs, Model
+from .objective import Objective
 
 FEWEST_ROWS = 8  # per-sample gradients that must fit in memory at once to be formed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .objective import Inputs, Progress
+from .model import Inputs, Progress
 
 
 class Ridge:

@@ -15,7 +15,8 @@ from benchmarks.beds.common import PADDED, data_file, split, state
 from benchmarks.beds.digits import Digits
 from benchmarks.beds.ratings import Ratings
 from benchmarks.beds.wages import RIDGE, unusual
-from workers.unlearning.objective import Model, Objective, check_coverage
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective, check_coverage
 
 pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test
 

@@ -28,7 +28,8 @@ from benchmarks.peers import (
 )
 from benchmarks.peers.grids import Peer
 from benchmarks.peers.likeness import divergence, random_targets
-from workers.unlearning.objective import Cost, Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Cost, Objective
 from workers.unlearning.solve import Operator
 from workers.unlearning.testing import Classification, Ridge
 

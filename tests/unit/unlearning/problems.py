@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.unlearning.objective import Inputs
+from workers.unlearning.model import Inputs
 
 torch.set_num_threads(1)  # these problems are so small that threads get in each other's way
 

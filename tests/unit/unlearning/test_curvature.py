@@ -8,7 +8,8 @@ from torch.nn import functional
 from tests.unit.unlearning.problems import PROBLEMS, Toy, dense_ggn
 from workers.unlearning.curvature import GaussNewton
 from workers.unlearning.errors import NotCovered
-from workers.unlearning.objective import Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective
 from workers.unlearning.sketch import sketched_inverse
 from workers.unlearning.testing import Classification
 

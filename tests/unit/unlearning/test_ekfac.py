@@ -15,7 +15,8 @@ from tests.unit.unlearning.problems import PROBLEMS, Toy, dense_ggn
 from workers.unlearning.cotangents import cotangents, rough_root, square_root
 from workers.unlearning.ekfac import SAVE_EVERY, Block, Ekfac, fit
 from workers.unlearning.errors import FactorsDoNotFit, NotCovered, NotInvertible
-from workers.unlearning.objective import Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective
 from workers.unlearning.solve import conjugate_gradients
 
 pytestmark = pytest.mark.slow  # seconds each: make check leaves them to make test

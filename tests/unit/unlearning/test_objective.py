@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.unit.unlearning.problems import PROBLEMS, Toy, dense_gradient
 from workers.unlearning import NonFinite, NotCovered, NothingToForget, RecipeMisbehaves, WeightsDoNotFit, residual
-from workers.unlearning.objective import Model, Objective, check_coverage
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective, check_coverage
 
 
 def _all(toy: Toy) -> list[int]:

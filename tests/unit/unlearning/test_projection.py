@@ -8,7 +8,8 @@ from torch.func import functional_call, jacrev
 from tests.unit.unlearning.problems import Toy
 from workers.unlearning import ekfac
 from workers.unlearning.errors import MissingReferences, NothingToForget
-from workers.unlearning.objective import Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective
 from workers.unlearning.projection import Projection, project
 from workers.unlearning.references import References
 from workers.unlearning.stability import StepControl

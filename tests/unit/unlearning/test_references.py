@@ -23,7 +23,7 @@ from workers.unlearning.errors import (
     RecipeMisbehaves,
     TooFewRetrainings,
 )
-from workers.unlearning.objective import Inputs, Progress
+from workers.unlearning.model import Inputs, Progress
 from workers.unlearning.references import Level, References, cross_fit, discard
 from workers.unlearning.testing import Classification, Ridge
 

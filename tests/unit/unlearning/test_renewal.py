@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.unlearning.errors import NotCovered
-from workers.unlearning.objective import Progress
+from workers.unlearning.model import Progress
 from workers.unlearning.references import References, cross_fit
 from workers.unlearning.renewal import Renewal, ordinary_epoch, renew
 from workers.unlearning.testing import Classification

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tests.unit.unlearning.problems import Ratings, Toy
 from workers.unlearning import NotCovered, RecipeMisbehaves, Settings, forget, residual
 from workers.unlearning.curvature import GaussNewton
-from workers.unlearning.objective import Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective
 from workers.unlearning.rows import check_unreached, erase_rows
 from workers.unlearning.stability import StepControl
 

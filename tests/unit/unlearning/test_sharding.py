@@ -11,7 +11,8 @@ from torch import distributed as dist
 from tests.unit.unlearning.problems import PROBLEMS
 from workers.unlearning import Settings, forget
 from workers.unlearning.curvature import GaussNewton
-from workers.unlearning.objective import Model, Objective
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Objective
 from workers.unlearning.sharding import ALONE, ProcessGroup, Shards
 from workers.unlearning.testing import Classification
 

@@ -9,7 +9,8 @@ from torch.optim.swa_utils import update_bn
 
 from tests.unit.unlearning.problems import Toy
 from workers.unlearning import NotCovered, Settings, forget
-from workers.unlearning.objective import Cost, Model, Objective, check_coverage
+from workers.unlearning.model import Model
+from workers.unlearning.objective import Cost, Objective, check_coverage
 from workers.unlearning.statistics import recompute
 
 _draw = torch.Generator().manual_seed(0)

@@ -16,8 +16,8 @@ forgetting, and the verdict says so with its power. The proof must lie in the pr
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..evidence import Outcome
-from ..objective import Recipe, Weights
+from ..evidence import WORST_FIRST, Outcome
+from ..model import Recipe, Weights
 from ..report import Json, UpdateReport, as_json
 from .forgetting import forgetting
 from .gate import USUAL, Gate, Sides, Thresholds, Users
@@ -114,7 +114,7 @@ def verify(  # noqa: PLR0913 - one argument per side of the test
         retained_ids: retained samples for the utility gate.
         strangers: sample ids of users that were never trained on.
         update: the engine's report on how the candidate was made.
-        exact: the candidate was retrained without the users; G3 is then reported but does not decide.
+        exact: the candidate was retrained without the users; G3 then decides only where it can't have been.
         groups: sample ids by declared group (region, age band): G2 judges each, as it does each class.
         spread: differences between honest retrainings, against which G2 reports each segment's change.
         references: out-of-fold predictions of everybody above; G3 then judges by their judges, never by their teachers.
@@ -168,10 +168,10 @@ def _decide(gates: Sequence[Gate], *, exact: bool) -> Verdict:
     """Let the worst gate speak; a retraining is stopped by a failure, not by a doubt.
 
     Two honest trainings differ by their seeds, often by more than a test with few samples can bound: on the wage panel
-    15 of 24 genuine retrainings did not pass G2. The doubt stands in the gate's numbers and in the sentence.
+    G2 doubted 15 of 24 genuine retrainings. The doubt stands in the gate's numbers and in the sentence.
     """
     deciding = [gate if not (exact and gate.name == "G3 forgetting") else _retrained_indeed(gate) for gate in gates]
-    worst = min(deciding, key=_severity)
+    worst = min(deciding, key=lambda gate: WORST_FIRST.index(gate.outcome))
     if worst.outcome == "failed" or (worst.outcome == "inconclusive" and not exact):
         level = None if worst.outcome == "failed" else "A3"
         return Verdict(worst.outcome, level, f"{worst.name} {worst.outcome}: {worst.sentence}", tuple(gates), exact)
@@ -198,8 +198,3 @@ def _retrained_indeed(gate: Gate) -> Gate:
         return Gate(gate.name, "passed", gate.sentence, n)
     sentence = f"{stuck} of {n['users']} users look like members, as before: does train() use only the ids it is given?"
     return Gate(gate.name, "failed", sentence, n)
-
-
-def _severity(gate: Gate) -> int:
-    """Order failures before doubts before passes."""
-    return ("failed", "inconclusive", "passed").index(gate.outcome)

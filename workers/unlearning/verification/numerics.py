@@ -4,7 +4,7 @@ An influence projection is truncated on purpose: the truncation is its trust reg
 worse. Its residual says nothing then; that its steps did what they were built to do, and stayed near, does.
 """
 
-from ..objective import Weights
+from ..model import Weights
 from ..report import Json, UpdateReport
 from .gate import Gate, Thresholds, failed, passed
 

@@ -20,7 +20,7 @@ from statistics import NormalDist
 from torch import Tensor
 
 from ..errors import NothingToForget
-from ..evidence import Outcome, at_least, delong
+from ..evidence import WORST_FIRST, Outcome, at_least, delong
 from ..report import Json
 from .gate import Gate
 
@@ -69,8 +69,7 @@ def process(
     if canary_hits is not None:
         numbers |= _canaries(*canary_hits, thresholds)
     found = [_of_area(numbers, thresholds), _of_canaries(numbers, thresholds)]
-    worst = min(("failed", "inconclusive", "passed").index(outcome) for outcome, _ in found)
-    outcome: Outcome = ("failed", "inconclusive", "passed")[worst]
+    outcome = min((outcome for outcome, _ in found), key=WORST_FIRST.index)
     return Gate(NAME, outcome, " ".join(sentence for _, sentence in found), numbers)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..objective import Model, Objective, Recipe, Weights
+from ..model import Model, Recipe, Weights
+from ..objective import Objective
 from .gate import Users
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..errors import NonFinite, WeightsDoNotFit
-from ..objective import Model, Recipe, Weights, build, check_fit
+from ..model import Model, Recipe, Weights, build, check_fit
 from ..report import Json, UpdateReport
 from .gate import Gate, Sides, failed, passed, samples_of
 
