@@ -35,6 +35,8 @@ class Renewal:
 
     Attributes:
         shrink: s, the share of the weights that a fresh draw replaces; 0 makes it plain distillation.
+        epochs_for_shrink: passes over R that such a step back needs to be learned again; with fewer, s is less in
+            proportion. Without this no renewal of a short training passed its utility gate (docs/adr/0009).
         share: passes over R as a share of the owner's training.
         pull: weight of S against R; 0 leaves the references out.
         pull_share: samples of S per batch, as a share of the batch size.
@@ -43,11 +45,20 @@ class Renewal:
     """
 
     shrink: float = 0.3
+    epochs_for_shrink: float = 6.0
     share: float = 0.04
     pull: float = 1.0
     pull_share: float = 0.25
     level: Level = "probabilities"
     statistics_samples: int = 4096
+
+    def step_back(self, epochs: float) -> float:
+        """Return s for a training of so many epochs.
+
+        >>> [Renewal().step_back(epochs) for epochs in (240, 60)]
+        [0.3, 0.12]
+        """
+        return round(self.shrink * min(1.0, self.share * epochs / self.epochs_for_shrink), 12)
 
 
 def renew(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehand
@@ -90,7 +101,7 @@ def renew(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehan
     if settings.pull:
         target_N = references.target(forget_ids, repeats=references.teachers, level=settings.level, law=law)
         walk.pull(forget_ids, target_N, law=law, weight=settings.pull, share=settings.pull_share)
-    theta_P = walk.run(_shrunk(model, settings.shrink, seed), progress or (lambda _: None))
+    theta_P = walk.run(_shrunk(model, settings.step_back(paced.epochs), seed), progress or (lambda _: None))
     state = with_statistics(retained, theta_P, samples=settings.statistics_samples)
     return Update(
         weights=state,
