@@ -71,7 +71,7 @@ def register(
     )
     versions.hold(tx, model.id)  # reads it anew: somebody may have published during the import
     _refuse_while_certifying(tx, model)
-    version = versions.publish(tx, made, base_id=model.current_version_id)
+    version = versions.publish(tx, made, base_id=model.current_version_id, at=now)
     model.recipe = registration.recipe
     moves.record(tx, "model.registered", model_id=model.id, detail={"version": version.number})
     for subject in loaded.suppressed_subjects:
@@ -79,7 +79,7 @@ def register(
     return version, loaded
 
 
-def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelVersion, int]:
+def roll_back(tx: Session, name: str, *, to: int, now: datetime, settings: Settings) -> tuple[ModelVersion, int]:
     """Make an earlier version's weights live again and queue every deletion that this undoes.
 
     Returns:
@@ -107,9 +107,9 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime) -> tuple[ModelV
         parent_id=target.id,
         origin="rolled_back",
     )
-    version = versions.publish(tx, made, base_id=model.current_version_id)
+    version = versions.publish(tx, made, base_id=model.current_version_id, at=now)
     moves.record(tx, "model.rolled_back", model_id=model.id, detail={"version": version.number, "to": to})
-    return version, _queue_undone(tx, model, version, now=now)
+    return version, _queue_undone(tx, model, version, now=now, settings=settings)
 
 
 def _refuse_while_certifying(tx: Session, model: Model) -> None:
@@ -136,10 +136,10 @@ def _demand_again(tx: Session, model: Model, subject: tuple[UUID, bytes], *, now
         suppression_key=subject[1],
     )
     requests.add(tx, request)
-    moves.record(tx, "request.received", request_id=request.id, detail={"origin": "suppression"})
+    moves.receive(tx, request, detail={"origin": "suppression"})
 
 
-def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: datetime) -> int:
+def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: datetime, settings: Settings) -> int:
     if not versions.missing(tx, version):
         return 0
     job_id = jobs.collecting(tx, model.id, opens_at=now)
@@ -148,6 +148,12 @@ def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: date
         jobs.join(tx, job_id, request.id, model.id)
         if request.status == RequestStatus.COMPLETED:  # others are open already, and end when this has ended, too
             moves.move_request(
-                tx, request.id, now=RequestStatus.COMPLETED, then=RequestStatus.QUEUED, at=now, reason=_UNDONE
+                tx,
+                request.id,
+                now=RequestStatus.COMPLETED,
+                then=RequestStatus.QUEUED,
+                at=now,
+                reason=_UNDONE,
+                due=deadlines.due(now, settings.zone),  # the first clock was met; this one is ours
             )
     return len(undone)

@@ -15,25 +15,31 @@ from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
+from expunge_verify import cli as verifier
 from rich.console import Console
 from rich.table import Column, Table
 from sqlalchemy.orm import Session
 
 from app import catalog, certificates, doctor, intake, keymaking, planning, queue, supervisor
 from app.api.auth import Scope
+from app.audit import evidence, restore
+from app.audit.mirror import Mirror
+from app.audit.sequencer import Sequencer
 from app.domain.lifecycle import RequestStatus
-from app.errors import ExpungeError, Invalid
+from app.errors import ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
-from app.storage import keys, migrate, requests, versions
+from app.storage import audit, keys, migrate, requests, versions
 from app.storage.sessions import connect, transaction
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry erasure requests through to trained models.")
 models = typer.Typer(no_args_is_help=True, help="Register models, look at versions, roll back.")
 erasures = typer.Typer(no_args_is_help=True, help="Look at erasure requests, make and cancel them.")
+log_commands = typer.Typer(no_args_is_help=True, help="The public log: export it, print its keys.")
 api_keys = typer.Typer(no_args_is_help=True, help="Make and revoke API keys.")
 cli.add_typer(models, name="models")
 cli.add_typer(erasures, name="requests")
 cli.add_typer(api_keys, name="keys")
+cli.add_typer(log_commands, name="log")
 console = Console()
 _errors = Console(stderr=True)
 
@@ -87,7 +93,7 @@ def api(host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
 
 @cli.command()
 def dispatch() -> None:
-    """Run the dispatcher: outbox to queue."""
+    """Run the dispatcher: outbox to queue, and the public log."""
     _become(*supervisor.DISPATCH)
 
 
@@ -195,8 +201,8 @@ def page(
 @models.command()
 def rollback(name: str, to: Annotated[int, typer.Option(help="Number of the version to go back to.")]) -> None:
     """Make an earlier version live again; deletions that this undoes are queued again."""
-    with _tx() as (tx, _):
-        version, queued = catalog.roll_back(tx, name, to=to, now=_now())
+    with _tx() as (tx, settings):
+        version, queued = catalog.roll_back(tx, name, to=to, now=_now(), settings=settings)
     console.print(
         f"{name} version {version.number} has the weights of version {to}; {queued} requests are queued again"
     )
@@ -250,8 +256,8 @@ def create(model: Annotated[list[str] | None, typer.Option(help="Only these mode
 @erasures.command()
 def cancel(request_id: UUID) -> None:
     """Take a request back before the work begins."""
-    with _tx() as (tx, _):
-        intake.cancel(tx, request_id, now=_now())
+    with _tx() as (tx, settings):
+        intake.cancel(tx, request_id, now=_now(), settings=settings)
     console.print("cancelled")
 
 
@@ -265,19 +271,32 @@ def retry(request_id: UUID) -> None:
 
 @erasures.command()
 def certificate(
-    request_id: UUID, output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None
+    request_id: UUID,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file to write, to read and print.")] = None,
 ) -> None:
-    """Write a request's certificate."""
-    with _tx() as (tx, _):
-        requests.get(tx, request_id)
-        issued = requests.certificates(tx, request_id)
-    if not issued:
-        raise Invalid("request", "there is no certificate for this request yet")
-    text = json.dumps(issued[0].envelope, indent=1)
-    if output:
+    """Write a request's certificate, and beside it (FILE.tlog-proof) the proof that the log holds it."""
+    with _tx() as (tx, settings):
+        issued = evidence.certificate_of(tx, request_id)
+        proof = evidence.certificate_proof(tx, issued) if output else None
+        html = evidence.page_of(tx, issued, settings) if page else None
+    text = json.dumps(issued.envelope, indent=1)
+    if page and html:
+        page.write_text(html, encoding="utf-8")
+    if output and proof:
         output.write_text(text + "\n")
-    else:
+        output.with_name(output.name + ".tlog-proof").write_bytes(proof)
+    elif not page:
         print(text)
+
+
+@erasures.command(name="receipt")
+def write_receipt(
+    request_id: UUID, output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+) -> None:
+    """Write the receipt for the person: it opens what the log says of the request, so give it to nobody else."""
+    with _tx() as (tx, settings):
+        output.write_bytes(evidence.receipt_of(tx, requests.get(tx, request_id), settings))
 
 
 @api_keys.command()
@@ -287,18 +306,59 @@ def public() -> None:
     print(base64.b64encode(certificates.public_key(settings.key("signing_key"))).decode())
 
 
-@cli.command()
-def verify(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A certificate.")],
-    key: Annotated[str, typer.Option(help="The public key, from somewhere you trust.")],
-) -> None:
-    """Check a certificate offline: the signature is by this key; then print what it says."""
-    try:
-        envelope, public_key = json.loads(file.read_bytes()), base64.b64decode(key, validate=True)
-    except ValueError:
-        raise Invalid("certificate", "the file is not JSON, or the key not base64") from None
-    print(json.dumps(certificates.verify(envelope, public_key), indent=1, ensure_ascii=False))
-    _errors.print("[green]the signature is by this key[/]; whether the statement is true is for you to judge")
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def verify(arguments: typer.Context) -> None:
+    """Check a log, a certificate, a receipt: the same as the command `expunge-verify`, which can be had apart."""
+    sys.exit(verifier.main(arguments.args))
+
+
+@log_commands.command()
+def export(directory: Annotated[Path, typer.Argument(help="Where to write; new or an earlier export.")]) -> None:
+    """Write the published log as files that any C2SP tlog-tiles tool reads."""
+    with _tx() as (tx, _):
+        shown = audit.published(tx)
+        if shown is None or shown.published is None:
+            raise NotFound("the log has published no checkpoint yet; `expunge dispatch` does")
+        mirror = Mirror(directory)
+        mirror.prepare(tx, shown)
+        mirror.show(shown, bytes(shown.published))
+    _errors.print(f"{shown.size} entries in {directory}", highlight=False, soft_wrap=True)
+
+
+@log_commands.command(name="keys")
+def show_log_keys() -> None:
+    """Print the keys that sign the log, newest first; give them to auditors by another way than the log."""
+    with _tx() as (tx, _):
+        for key in reversed(audit.known_keys(tx)):
+            print(key.vkey)
+
+
+@log_commands.command()
+def trust() -> None:
+    """Take PostgreSQL's last checkpoint for the last one signed, after the guard was lost; never after a restore."""
+    with _tx() as (tx, settings):
+        typer.confirm("Was this database never restored from a backup since the log was last served?", abort=True)
+        head = audit.head(tx)
+        if head is None:
+            raise NotFound("the log is empty; there is nothing to trust")
+        sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+        sequencer.guard.swap(None, head.note)
+    console.print("the guard holds the last checkpoint again")
+
+
+@cli.command(name="restore-replay")
+def restore_replay() -> None:
+    """After PostgreSQL was restored from a backup: forget again who was forgotten since, before the service starts."""
+    with _tx() as (tx, settings):
+        done = restore.replay(tx, Sequencer.of(settings, lambda _, checkpoint: checkpoint.note), now=_now())
+    console.print(
+        f"{done.entries} entries of the log brought back, {done.closed} requests ended again, "
+        f"{done.forgotten} deletions to be made again (dispatch opens the jobs)",
+        highlight=False,
+    )
+    if done.lost:
+        refs = " ".join(done.lost)
+        _errors.print(f"[yellow]{len(done.lost)} requests came in after the backup; have them sent again:[/] {refs}")
 
 
 @api_keys.command(name="create")
@@ -334,7 +394,8 @@ def _become(*command: str) -> None:
     """Replace this process, so that signals reach the service itself."""
     settings = supervisor.join_embedded(load())
     settings.sqlalchemy_url()  # one sentence here instead of a traceback there
-    environment = supervisor.environment(settings)
+    signs = command == supervisor.DISPATCH
+    environment = supervisor.dispatch_environment(settings) if signs else supervisor.environment(settings)
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own argument list
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from alembic.util.exc import CommandError
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import queue
+from app.audit.sequencer import Sequencer
 from app.errors import ExpungeError
 from app.settings import Settings
-from app.storage import jobs, migrate, versions
+from app.storage import audit, jobs, migrate, versions
 from app.storage.sessions import connect, transaction
+
+_LOG_WAITS = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def _database(settings: Settings) -> list[Finding]:
     except CommandError:
         return [*findings, Finding("schema", False, "out of date; run `expunge migrate`")]
     findings.append(Finding("schema", True, "up to date"))
+    findings.append(_log(settings, engine))
     with transaction(engine) as tx:
         heard = jobs.listening(tx, within=timedelta(seconds=4 * settings.pulse_seconds))
         live = len(versions.live(tx, None))
@@ -82,6 +87,20 @@ def _database(settings: Settings) -> list[Finding]:
     findings.append(Finding("models", live > 0, advice))
     advice = f"undone by a rollback and not yet made again in: {', '.join(undone)}" if undone else "all hold"
     return [*findings, Finding("deletions", not undone, advice)]
+
+
+def _log(settings: Settings, engine: Engine) -> Finding:
+    """Whether the public log moves; the guard is looked at where dispatch's key and directory are at hand."""
+    with transaction(engine) as tx:
+        waits, shown = audit.waiting_since(tx), audit.published(tx)
+    try:
+        if settings.log_key.get_secret_value() and settings.log_path.exists():
+            Sequencer.of(settings, lambda _, checkpoint: checkpoint.note).check(engine)
+    except ExpungeError as error:
+        return Finding("public log", False, str(error))
+    if waits and datetime.now(UTC) - waits > _LOG_WAITS:
+        return Finding("public log", False, f"an entry has waited since {waits:%F %T} UTC; run `expunge dispatch`")
+    return Finding("public log", True, f"{shown.size if shown else 0} entries published")
 
 
 def _broker(settings: Settings) -> Finding:

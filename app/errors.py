@@ -13,6 +13,7 @@
     │   ├── LeaseLost            this worker no longer holds the job; drop the result
     │   └── BaseMoved            the model got a new version meanwhile; unlearn again on it
     ├── Unavailable         503  PostgreSQL can't be reached; nothing was accepted
+    ├── LogStopped          503  the public log is not signed until a person has looked
     ├── Undelivered         502  a callback found no answer (workers/egress.py)
     ├── Misconfigured       500  the operator must change a setting; says which one
     └── StepFailed          500  a pipeline step can't go on; the job keeps the sentence
@@ -86,6 +87,12 @@ class Unavailable(ExpungeError):
     """PostgreSQL can't be reached; the request was not accepted and may be sent again."""
 
     status, code = 503, "unavailable"
+
+
+class LogStopped(ExpungeError):
+    """What PostgreSQL holds and what was signed disagree; nothing more is signed until a person has looked."""
+
+    status, code = 503, "log-stopped"
 
 
 class Misconfigured(ExpungeError):

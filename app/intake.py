@@ -14,7 +14,7 @@ from app.domain import deadlines, identifiers
 from app.domain.lifecycle import CANCELLABLE, RequestStatus
 from app.errors import Conflict, Invalid
 from app.settings import Settings
-from app.storage import moves, requests, versions
+from app.storage import audit, moves, requests, versions
 from app.storage.tables import ErasureRequest, RequestKey
 
 
@@ -61,8 +61,9 @@ def accept(
     request = _request(demand, key, client_id=client_id, now=now, settings=settings)
     created = requests.add(tx, request) is not None
     if created:
-        tx.add(RequestKey(request_id=request.id, wrapped=keyring.wrap(settings.key("wrapping_key"), key)))
-        moves.record(tx, "request.received", request_id=request.id)
+        wrapped = keyring.wrap(settings.key("wrapping_key"), key)
+        tx.add(RequestKey(request_id=request.id, purpose=audit.WORKING, wrapped=wrapped))
+        moves.receive(tx, request)
     else:
         twin = requests.open_twin(tx, request.dedupe_key or b"")
         if twin is None:  # it ended between our insert and this look; the portal's repeat will be a new request
@@ -74,7 +75,7 @@ def accept(
     return Accepted(requests.get(tx, request.id), created=created)
 
 
-def cancel(tx: Session, request_id: UUID, *, now: datetime) -> ErasureRequest:
+def cancel(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -> ErasureRequest:
     """Take a request back before anything is destroyed; cancelling twice is cancelling once.
 
     Raises:
@@ -95,6 +96,7 @@ def cancel(tx: Session, request_id: UUID, *, now: datetime) -> ErasureRequest:
         then=RequestStatus.CANCELLED,
         at=now,
         reason="cancelled by caller",
+        ending=moves.Ending(backups=settings.key_backups),
     )
     return requests.locked(tx, request_id)
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import logs
-from app.api import health, models, problems, requests, webhooks
+from app.api import health, log, models, problems, requests, webhooks
 from app.api.context import Context
 from app.errors import Unavailable
 from app.settings import Settings, load
@@ -44,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="Expunge", version="1", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    for router in (requests.router, models.router, webhooks.router, health.router):
+    for router in (requests.router, models.router, webhooks.router, log.router, health.router):
         app.include_router(router)
     problems.install(app)
     return app

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
+from expunge_verify.leaf import is_origin
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -40,8 +41,31 @@ class Settings(BaseSettings):
     signing_key: SecretStr = SecretStr("")
     """Ed25519 seed that signs certificates; 32 bytes, base64."""
 
+    log_key: SecretStr = SecretStr("")
+    """Ed25519 seeds that sign the public log, comma-separated; the first is the current one, others sign too while a
+    rotation lasts. Only dispatch needs it."""
+    log_origin: str = "expunge.localhost/log"
+    """The public log's name for ever, normally where it is served: a host and a path, no scheme."""
+    log_directory: Path | None = None
+    """Where dispatch keeps the log as files and the last checkpoint it signed; outside PostgreSQL and never restored
+    from a backup with it. Empty means ``<home>/log``."""
+    log_policy: Path | None = None
+    """A C2SP tlog-policy file: witnesses to ask, and the quorum without which no checkpoint is published."""
+    timestamp_url: str = ""
+    """An RFC 3161 time stamp authority; checkpoints (daily) and certificates are stamped."""
+    timestamp_roots: Path | None = None
+    """PEM file of the root certificates that the authority's tokens are checked against."""
+    key_backup_days: int = Field(default=7, ge=0)
+    """How long backups of the key store are kept; certificates name the day after which a deleted key is gone."""
+    evidence_days: int = Field(default=1095, ge=1)
+    """How long the records behind the log's commitments can be opened after a request ended."""
+
     controller: str = "unnamed controller"
     """Legal entity that answers for the data; printed on certificates."""
+    processor: str = ""
+    """Legal entity that runs this installation, if it is another; printed on certificates."""
+    contact: str = ""
+    """How to reach the data protection officer; printed on certificates."""
     time_zone: str = "UTC"
     """Time zone in which the controller's Art. 12(3) months are counted."""
     coalesce_seconds: float = Field(default=5.0, ge=0)
@@ -75,10 +99,22 @@ class Settings(BaseSettings):
         ZoneInfo(value)
         return value
 
+    @field_validator("log_origin")
+    @classmethod
+    def _names_a_log(cls, value: str) -> str:
+        if not is_origin(value):
+            raise ValueError("a host and a path, such as erasure.example/log")
+        return value
+
     @property
     def zone(self) -> ZoneInfo:
         """The controller's time zone."""
         return ZoneInfo(self.time_zone)
+
+    @property
+    def key_backups(self) -> timedelta:
+        """How long a backup of the key store lives."""
+        return timedelta(days=self.key_backup_days)
 
     @property
     def lease(self) -> timedelta:
@@ -89,6 +125,11 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """Where weights live."""
         return self.store or (self.home.absolute() / "store").as_uri()
+
+    @property
+    def log_path(self) -> Path:
+        """Where dispatch keeps the public log as files."""
+        return self.log_directory or self.home.absolute() / "log"
 
     @property
     def recipes_path(self) -> Path:
@@ -112,9 +153,19 @@ class Settings(BaseSettings):
         Raises:
             Misconfigured: The key is missing, not base64 or not 32 bytes.
         """
-        secret: SecretStr = getattr(self, name)
+        return self._decoded(name, getattr(self, name).get_secret_value())
+
+    def log_keys(self) -> list[bytes]:
+        """The seeds that sign the public log, the current one first.
+
+        Raises:
+            Misconfigured: One is missing, not base64 or not 32 bytes.
+        """
+        return [self._decoded("log_key", part.strip()) for part in self.log_key.get_secret_value().split(",")]
+
+    def _decoded(self, name: str, text: str) -> bytes:
         try:
-            raw = base64.b64decode(secret.get_secret_value(), validate=True)
+            raw = base64.b64decode(text, validate=True)
         except binascii.Error:
             raw = b""
         if len(raw) != 32 or len(set(raw)) < 8:  # 32 equal bytes are somebody's placeholder

@@ -27,8 +27,10 @@ from app.settings import Settings
 from app.storage import migrate
 
 DISPATCH: Final = ("-m", "workers.dispatch")
+_LOG_KEY = "EXPUNGE_LOG_KEY"
 _CONCURRENCY = {UNLEARN: 1, IO: 4}
 _KEYS = ("index_key", "wrapping_key", "signing_key")
+_ALL_KEYS = (*_KEYS, "log_key")
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _RESTART_SECONDS = 1.0
@@ -102,7 +104,7 @@ class House:
         self._commands[name] = command
         self.children[name] = subprocess.Popen(
             ["/bin/sh", "-c", LEASH, "TERM", sys.executable, *command],
-            env=self.environment,
+            env=dispatch_environment(self.settings) if command == DISPATCH else self.environment,
             stdin=subprocess.PIPE,
             stdout=self._log_to,
             stderr=self._log_to,
@@ -172,9 +174,17 @@ def environment(settings: Settings) -> dict[str, str]:
         "EXPUNGE_HOME": str(settings.home.absolute()),
         "EXPUNGE_COALESCE_SECONDS": str(settings.coalesce_seconds),
         "EXPUNGE_WEBHOOK_ALLOW": ",".join(map(str, settings.webhook_allow)),
+        "EXPUNGE_LOG_ORIGIN": settings.log_origin,
+        "EXPUNGE_LOG_DIRECTORY": str(settings.log_path),
         **{f"EXPUNGE_{name.upper()}": getattr(settings, name).get_secret_value() for name in _KEYS},
     }
-    return {**os.environ, **{name: value for name, value in ours.items() if value}}
+    inherited = {name: value for name, value in os.environ.items() if name != _LOG_KEY}
+    return {**inherited, **{name: value for name, value in ours.items() if value}}
+
+
+def dispatch_environment(settings: Settings) -> dict[str, str]:
+    """The environment of dispatch, which alone may sign the public log."""
+    return {**environment(settings), _LOG_KEY: settings.log_key.get_secret_value()}
 
 
 def _with_services(settings: Settings, stack: ExitStack) -> Settings:
@@ -191,16 +201,19 @@ def _with_services(settings: Settings, stack: ExitStack) -> Settings:
 
 
 def _with_keys(settings: Settings) -> Settings:
-    """Keys from the environment, else from the home directory, where they are made once."""
-    if all(getattr(settings, name).get_secret_value() for name in _KEYS):
+    """Keys from the environment, else from the home directory, where each is made once."""
+    if all(getattr(settings, name).get_secret_value() for name in _ALL_KEYS):
         return settings
     file = _keys_file(settings)
-    if not file.exists():
+    stored = dict(line.split("=", 1) for line in file.read_text().splitlines()) if file.exists() else {}
+    missing = [name for name in _ALL_KEYS if name not in stored]
+    if missing:
         settings.home.mkdir(parents=True, exist_ok=True)
-        fresh = (f"{name}={base64.b64encode(secrets.token_bytes(32)).decode()}\n" for name in _KEYS)
-        _write_secret(file, "".join(fresh))
-    stored = dict(line.split("=", 1) for line in file.read_text().splitlines())
-    return _changed(settings, **{name: getattr(settings, name).get_secret_value() or stored[name] for name in _KEYS})
+        stored |= {name: base64.b64encode(secrets.token_bytes(32)).decode() for name in missing}
+        _write_secret(file, "".join(f"{name}={value}\n" for name, value in stored.items()))
+    return _changed(
+        settings, **{name: getattr(settings, name).get_secret_value() or stored[name] for name in _ALL_KEYS}
+    )
 
 
 def _keys_file(settings: Settings) -> Path:
@@ -208,7 +221,7 @@ def _keys_file(settings: Settings) -> Path:
 
 
 def _changed(settings: Settings, **changes: object) -> Settings:
-    secret = {*_KEYS, "redis_url"}
+    secret = {*_ALL_KEYS, "redis_url"}
     return settings.model_copy(
         update={name: SecretStr(str(value)) if name in secret else value for name, value in changes.items()}
     )

@@ -41,6 +41,7 @@ def settings_for(home: Path, database_url: str, redis_url: str = "", **changes: 
             "index_key": key(),
             "wrapping_key": key(),
             "signing_key": key(),
+            "log_key": key(),
             "coalesce_seconds": 0.5,
             "lease_seconds": 4.0,
             "pulse_seconds": 1.0,
@@ -63,6 +64,10 @@ class Installation:
     key: str = ""
 
     @property
+    def dispatch_environment(self) -> dict[str, str]:
+        return {**self.environment, "EXPUNGE_LOG_KEY": self.settings.log_key.get_secret_value()}
+
+    @property
     def log(self) -> Path:
         return self.directory / "processes.log"
 
@@ -71,7 +76,7 @@ class Installation:
         with self.log.open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *self.commands[name]],
-                env=self.environment,
+                env=self.environment if name != "dispatch" else self.dispatch_environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -12,8 +15,9 @@ from rich.progress import Progress
 from sqlalchemy import select, text
 
 from app import intake, keymaking, planning
+from app.audit.sequencer import Sequencer
 from app.domain.lifecycle import JOB_OPEN
-from app.storage import jobs, requests, versions
+from app.storage import audit, jobs, requests, versions
 from app.storage.sessions import transaction
 from app.storage.tables import ApiKey, ErasureRequest, Event, Job, ModelVersion
 from tests import toy
@@ -22,14 +26,41 @@ from workers import erase, recipes, step
 from workers import register as registration
 from workers.context import Context
 from workers.registry import Store
+from workers.scribe import Scribe
 
 
 class Bench:
-    """One installation without running processes."""
+    """One installation without running processes; a thread gives the log's entries their places, as dispatch does."""
 
     def __init__(self, house: Installation) -> None:
         self.house = house
         self.ctx = Context(settings=house.settings.model_copy(update={"coalesce_seconds": 0.0}), engine=house.engine)
+
+    @contextmanager
+    def sequencing(self) -> Iterator[None]:
+        """Let the log take entries for the time of a block."""
+        over = threading.Event()
+
+        def sequence() -> None:
+            scribe = Scribe(self.ctx.settings)
+            while not over.wait(0.05):
+                scribe.sequence(self.ctx)
+
+        thread = threading.Thread(target=sequence, name="sequencer", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def trust_log(self) -> None:
+        """A cloned database comes without its guard: take its last checkpoint for the last that was signed."""
+        shutil.rmtree(self.ctx.settings.log_path, ignore_errors=True)
+        with transaction(self.ctx.engine) as tx:
+            head = audit.head(tx)
+            if head is not None:
+                Sequencer.of(self.ctx.settings, lambda _, checkpoint: checkpoint.note).guard.swap(None, head.note)
 
     def demand(
         self, person: int, *, at: datetime | None = None, reference: str | None = None, models: list[str] | None = None

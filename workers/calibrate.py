@@ -7,16 +7,18 @@ is finished waits in a directory named after the version, and is deleted at the 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from app.errors import Conflict, Invalid
+from app.errors import BaseMoved, Conflict, Invalid
 from app.storage import moves, samples, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Manifest, ModelVersion
@@ -26,7 +28,7 @@ from workers.registry import Store
 from workers.shelf import folds_directory
 from workers.unlearning import NotTrainable, Recipe, Trains
 from workers.unlearning import references as fitting
-from workers.unlearning.errors import FactorsDoNotFit, ForeignReferences
+from workers.unlearning.errors import DamagedFile, FactorsDoNotFit, ForeignReferences
 from workers.unlearning.factors import Ekfac
 from workers.unlearning.model import Progress as Told
 
@@ -48,7 +50,7 @@ def calibrate(ctx: Context, *, name: str, folds: int, repeats: int, bars: Progre
 
     Raises:
         NotFound: No such model.
-        Conflict: It has no live version.
+        Conflict: It has no live version, or another process calibrates it at this moment.
         Invalid: Fewer people than folds.
         NotTrainable: The recipe has no `train`.
         BaseMoved: Another version was published meanwhile.
@@ -59,14 +61,35 @@ def calibrate(ctx: Context, *, name: str, folds: int, repeats: int, bars: Progre
     _check(owner, subject, folds)
     directory = folds_directory(ctx.settings.store_url, ctx.settings.home) / subject.version.id.hex
     directory.mkdir(parents=True, exist_ok=True)
-    calibration = _fitted(ctx, owner, subject, folds=folds, repeats=repeats, directory=directory, bars=bars)
-    try:
-        _record(ctx, subject, calibration)
-    finally:  # saved, or of a version that is no longer live
-        shutil.rmtree(directory, ignore_errors=True)
+    with _alone(directory, name):
+        calibration = _fitted(ctx, owner, subject, folds=folds, repeats=repeats, directory=directory, bars=bars)
+        try:
+            _record(ctx, subject, calibration)
+        except BaseMoved:  # nobody will ask for these predictions again
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        shutil.rmtree(directory, ignore_errors=True)  # only now: a database that is away must not cost the trainings
     strangers = len(subject.strangers)
     numbers = f"{folds * repeats} trainings, {subject.users} people and {strangers} strangers"
     return f"{name} version {subject.version.number} is calibrated: {numbers}, {calibration['law']} outputs"
+
+
+@contextmanager
+def _alone(directory: Path, name: str) -> Iterator[None]:
+    """Hold the version against a second calibration: it would write over these folds, and delete them at its end.
+
+    The lock is a file beside the directory; the kernel lets go of it however this process ends.
+    """
+    path = directory.with_name(f"{directory.name}.lock")
+    with path.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"{name} is being calibrated by another process: wait for it, or end it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -122,6 +145,8 @@ def _fitted(
     """Do the work, the cheap part first: it tells whether the engine covers the model at all."""
     url, version = ctx.settings.store_url, subject.version
     bound = {"weights": version.weights, "manifest": subject.manifest}
+    for fold in fitting.discard_damaged(directory):
+        bars.console.print(f"{fold} was damaged: it is trained anew", highlight=False, soft_wrap=True)
     factors = _factors(owner, subject, Store(url), directory, _bar(bars, "fitting the curvature"))
     crossed = _crossed(owner, subject, folds, repeats, directory=directory, told=_bar(bars, "training the references"))
     return {
@@ -141,7 +166,7 @@ def _factors(owner: Recipe, subject: _Subject, store: Store, directory: Path, to
     resume, weights = directory / "factors.safetensors", store.get(subject.version.weights)
     try:
         return calibrated.fit_factors(owner, weights, subject.retain, resume=resume, progress=told)
-    except FactorsDoNotFit:  # the recipe's samples changed since the crash: begin again
+    except (FactorsDoNotFit, DamagedFile):  # the recipe or its samples changed since the crash: begin again
         resume.unlink()
         return calibrated.fit_factors(owner, weights, subject.retain, resume=resume, progress=told)
 
@@ -164,7 +189,7 @@ def _crossed(
 
     try:
         return cross_fit()
-    except ForeignReferences:  # other folds were asked for before, or a stranger left the index: begin again
+    except ForeignReferences:  # other folds were asked for before, a stranger left, the recipe changed: begin again
         fitting.discard(directory)
         return cross_fit()
 

@@ -8,17 +8,20 @@ forgotten and came back with the rollback): then there is no calibration, and wh
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from app.errors import Invalid
 from workers.registry import Store
 from workers.shelf import REFERENCES
 from workers.unlearning import Recipe, Weights
 from workers.unlearning.calibration import Law
 from workers.unlearning.ekfac import Ekfac, fit
+from workers.unlearning.errors import DamagedFile, FactorsDoNotFit, ForeignReferences
 from workers.unlearning.model import Model, Progress
 from workers.unlearning.objective import Objective, check_coverage
 from workers.unlearning.references import References
@@ -35,12 +38,16 @@ def law_of(recipe: Recipe, sample_ids: Sequence[int]) -> Law:
     return "plain" if targets.is_floating_point() else "softmax"
 
 
-def references(url: str, calibration: Json | None, *, covering: Collection[int]) -> References | None:
-    """Read a version's references; None when there are none, or when they know nothing of a sample asked for."""
+def references(url: str, calibration: Json | None, *, model: str, covering: Collection[int]) -> References | None:
+    """Read a version's references; None when there are none, or when they know nothing of a sample asked for.
+
+    Raises:
+        Invalid: The file was altered or cut, or belongs to another version; says how the model gets a new one.
+    """
     shelf = Store(url, REFERENCES)
     if calibration is None or not shelf.exists(calibration["references"]):
         return None
-    with shelf.lent(calibration["references"]) as path:
+    with _sound("references", model), shelf.lent(calibration["references"]) as path:
         bound = {"weights_digest": calibration["weights"], "manifest_digest": calibration["manifest"]}
         found = References.load(path, **bound)
     known = torch.isin(torch.tensor(sorted(covering), dtype=torch.int64), found.sample_ids)
@@ -52,11 +59,16 @@ def keep_references(url: str, found: References, *, weights: str, manifest: str)
     return _keep(found, Store(url, REFERENCES), weights=weights, manifest=manifest)
 
 
-def factors(url: str, calibration: Json, recipe: Recipe, weights: Weights) -> Ekfac:
-    """Read a version's curvature factors; ``weights`` only tell the shapes."""
+def factors(url: str, calibration: Json, recipe: Recipe, weights: Weights, *, model: str) -> Ekfac:
+    """Read a version's curvature factors; ``weights`` only tell the shapes.
+
+    Raises:
+        Invalid: As `references`.
+    """
     bound = {"weights_digest": calibration["fitted_to"], "manifest_digest": calibration["manifest"]}
-    with Store(url).lent(calibration["factors"]) as path:
-        return Ekfac.load(path, Model(recipe, weights), **bound)
+    bare = Model(recipe, weights)
+    with _sound("factors", model), Store(url).lent(calibration["factors"]) as path:
+        return Ekfac.load(path, bare, **bound)
 
 
 def keep_factors(url: str, fitted: Ekfac, *, weights: str, manifest: str) -> str:
@@ -72,6 +84,16 @@ def fit_factors(
     objective = Objective(model, sample_ids)
     check_coverage(objective)
     return fit(objective, model.theta_P, draws=2, progress=progress, resume=resume)  # as benchmarked
+
+
+@contextmanager
+def _sound(what: str, model: str) -> Iterator[None]:
+    """Tell whoever reads of a damaged file what to do about it."""
+    try:
+        yield
+    except (Invalid, DamagedFile, ForeignReferences, FactorsDoNotFit) as error:
+        remedy = f"run `expunge models calibrate {model}` again, then retry"
+        raise Invalid(what, f"the {what} of {model} can't be used, {remedy}: {error}") from error
 
 
 def _keep(fitted: References | Ekfac, store: Store, *, weights: str, manifest: str) -> str:

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version as installed_version
 from typing import Any
 from uuid import UUID, uuid4
 
+from expunge_verify.leaf import ALREADY_FORGOTTEN, NO_DATA
 from sqlalchemy.orm import Session
 
 from app import certificates
 from app.domain.lifecycle import RequestStatus
 from app.settings import Settings
-from app.storage import jobs, moves, requests, samples, versions
+from app.storage import audit, jobs, moves, requests, samples, versions
 from app.storage.tables import Certificate, ErasureRequest, Job, ModelVersion, Target
 
 Json = dict[str, Any]  # Any: JSON
+_NOT_COVERED = [
+    "training rows and caches in the controller's own systems: the controller deletes them",
+    "models derived from a registered one and copies of weights outside this installation",
+    "backups of the controller's data",
+]
+_RESIDUALS = [
+    "earlier versions of the model stay in the model store for rollback; a rollback repeats this deletion",
+    "a keyed hash of the user id stays on the suppression list, so that the person is not trained on again",
+    "the public log holds random numbers, digests and days of this request",
+]
 _WITHOUT = {
     "forgotten": "none: the live version holds the deletion already",
     "already_forgotten": "none: all samples of the person went with an earlier request, which shared them",
     "no_data": "none: the index of the live version's training data knows no sample of the person",
 }
+_LOGGED = {"forgotten": ALREADY_FORGOTTEN, "already_forgotten": ALREADY_FORGOTTEN, "no_data": NO_DATA}
+METHODS = {
+    "newton": "influence-newton/1",
+    "projection": "influence-projection/1",
+    "renewal": "renewal/1",
+    "retrain": "retrain/1",
+}
+"""The engine's methods as the log and certificates name them."""
 _STRENGTH = {"unlearned": "approximate-unlearning", "retrained": "exact-retrain"}
 
 
@@ -58,7 +77,13 @@ def _leave_tombstones(tx: Session, job: Job, subject_key: UUID, version: ModelVe
 
 def _close(tx: Session, request: ErasureRequest, *, at: datetime, settings: Settings) -> None:
     found = set(requests.results(tx, request.id)) != {"no_data"}
-    envelope = certificates.sign(settings.key("signing_key"), _statement(tx, request, at=at, settings=settings))
+    assets = [_asset(tx, row.name, row.result or "", row.id) for row in requests.targets(tx, [request.id])]
+    for asset in assets:
+        change = {name: asset[name] for name in ("from", "to") if asset[name] is not None}
+        said = {"model": change, "method": asset["method"], "level": asset["assurance"] or "none"}
+        audit.enter(tx, "erasure.done", said, at=at, request_id=request.id)
+    statement = _statement(tx, request, assets, at=at, settings=settings)
+    envelope = certificates.sign(settings.key("signing_key"), statement)
     tx.add(Certificate(request_id=request.id, envelope=envelope, issued_at=at))
     moves.move_request(
         tx,
@@ -66,29 +91,40 @@ def _close(tx: Session, request: ErasureRequest, *, at: datetime, settings: Sett
         now=RequestStatus(request.status),
         then=RequestStatus.COMPLETED if found else RequestStatus.NO_DATA,
         at=at,
+        ending=moves.Ending(certificate=certificates.digest(envelope), backups=settings.key_backups),
     )
 
 
-def _statement(tx: Session, request: ErasureRequest, *, at: datetime, settings: Settings) -> Json:
-    assets = [_asset(tx, row.name, row.result or "", row.id) for row in requests.targets(tx, [request.id])]
+def _statement(tx: Session, request: ErasureRequest, assets: list[Json], *, at: datetime, settings: Settings) -> Json:
+    def day(moment: datetime) -> str:
+        return moment.astimezone(settings.zone).date().isoformat()
+
     return certificates.statement(
         subjects=[(asset["model"], asset["to"]) for asset in assets],
         predicate={
             "certificate_id": str(uuid4()),
             "request": str(request.id),
+            "log": {"origin": settings.log_origin, "ref": request.ref, "checkpoint": audit.current_note(tx)},
             "controller": settings.controller,
+            "processor": settings.processor or None,
+            "contact": settings.contact or None,
             "ground": "GDPR Art. 17(1)",
-            "received": request.received_at.astimezone(settings.zone).date().isoformat(),
-            "deadline": request.deadline.astimezone(settings.zone).date().isoformat(),
-            "completed": at.astimezone(settings.zone).date().isoformat(),
+            "scope": request.models or "every registered model",
+            "received": day(request.received_at),
+            "deadline": day(request.deadline),
+            "completed": day(at),
             "in_time": at <= request.deadline,
             "tool": f"expunge {installed_version('expunge')}",
             "assets": assets,
-            "keys": "the key of the user id kept with this request was deleted at completion",
-            "residuals": [
-                "earlier versions of the model stay in the model store for rollback; a rollback repeats this deletion",
-                "training rows in the controller's own systems are the controller's to delete",
-            ],
+            "not_covered": _NOT_COVERED,
+            "keys": {
+                "user_id": "the key of the user id kept with this request was deleted at completion",
+                "last_backup_expires": day(at + settings.key_backups),
+                "evidence_until": day(at + timedelta(days=settings.evidence_days)),
+            },
+            "recipients": [],
+            "residuals": _RESIDUALS,
+            "decided_by": "the pipeline, without a person",
         },
     )
 
@@ -100,16 +136,23 @@ def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
     asset = {"kind": "deployed model", "model": model, "result": result}
     if result != "forgotten" or made is None:
         live = versions.version(tx, jobs.model_of(tx, job).current_version_id or versions.base_of(tx, job).id)
-        untouched = {"method": _WITHOUT[result], "claim_strength": "data-only", "assurance": None, "verification": None}
-        return {**asset, "version": live.number, "from": None, "to": live.weights, **untouched}
+        untouched = {
+            "method": _LOGGED[result],
+            "technique": _WITHOUT[result],
+            "claim_strength": "data-only",
+            "assurance": None,
+            "verification": None,
+        }
+        return {**asset, "version": live.number, "from": None, "to": versions.digest_of(live.weights), **untouched}
     report = made.report or {}
     verdict = report.get("verdict", {})
     return {
         **asset,
         "version": made.number,
-        "from": versions.base_of(tx, job).weights,
-        "to": made.weights,
-        "method": report.get("rung"),
+        "from": versions.digest_of(versions.base_of(tx, job).weights),
+        "to": versions.digest_of(made.weights),
+        "method": METHODS[report["update"]["method"]],
+        "technique": report.get("rung"),
         "claim_strength": _STRENGTH[made.origin],
         "assurance": verdict.get("level"),
         "verification": _evidence(verdict),

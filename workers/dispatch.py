@@ -18,19 +18,21 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import planning, queue
-from app.errors import ExpungeError
+from app.errors import ExpungeError, LogStopped
 from app.logs import log
 from app.storage import jobs, webhooks
 from app.storage.sessions import transaction
 from workers import leftovers
 from workers.celery_app import celery
 from workers.context import Context, context
+from workers.scribe import Scribe
 from workers.shelf import Shelf
 
 _TICK_SECONDS = 0.2
 _RING_LIVES_SECONDS = 60
 _TIDY_SECONDS = 300
 _REPAIR_SECONDS = 5
+_STAMP_SECONDS = 10
 _AT_ONCE = 100
 
 
@@ -44,22 +46,31 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("dispatch started")
+    scribe = Scribe(context().settings)
     seldom = [
         (_Every(context().settings.pulse_seconds), _pulse),
         (_Every(_TIDY_SECONDS), _tidy),
         (_Every(_REPAIR_SECONDS), _repair),
+        (_Every(_STAMP_SECONDS), scribe.stamp),
+        (_Every(_TIDY_SECONDS), scribe.expire),
     ]
     while not stop.wait(_TICK_SECONDS):
+        if not _survive(scribe.sequence, context()):
+            continue  # a restored database must not work on: it has forgotten who was forgotten
         for act in (_plan, _give_up, _ring_jobs, _ring_deliveries, *(act for every, act in seldom if every.due())):
             _survive(act, context())
 
 
-def _survive(act: Callable[[Context], None], ctx: Context) -> None:
-    """A database or a broker that is away is normal weather; the next tick tries again."""
+def _survive(act: Callable[[Context], None], ctx: Context) -> bool:
+    """A database or a broker that is away is normal weather; the next tick tries again. False: the log is stopped."""
     try:
         act(ctx)
+    except LogStopped as error:
+        log.error("the public log is stopped", reason=str(error))
+        return False
     except (ExpungeError, SQLAlchemyError, BrokerDown, RedisError, OSError) as error:
         log.warning("dispatch waits", step=act.__name__.strip("_"), kind=type(error).__name__)
+    return True
 
 
 def _plan(ctx: Context) -> None:

@@ -6,6 +6,7 @@ or not at all. A crash before the commit repeats the step; a crash after it goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,11 +19,11 @@ from app.domain.lifecycle import JobStatus, RequestStatus
 from app.errors import BaseMoved, ExpungeError, LeaseLost, StepFailed
 from app.logs import log
 from app.planning import give_up, hold_ledger
-from app.storage import jobs, moves, requests, samples, versions
+from app.storage import audit, jobs, moves, requests, samples, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Job, ModelVersion
 from workers import leftovers
-from workers.certify import finish
+from workers.certify import METHODS, finish
 from workers.context import Context
 from workers.lease import Lease
 from workers.torch_step import run_step
@@ -36,6 +37,8 @@ RUNGS = ("influence", "renewal", "retrain")
 _CONTROLS = 300
 """Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
 _BACKOFF_SECONDS = 2
+_LOG_WAITS_SECONDS = 30
+_LOG_POLL_SECONDS = 0.1
 
 
 def run(ctx: Context, job_id: UUID) -> None:
@@ -68,8 +71,9 @@ def advance(ctx: Context, lease: Lease) -> bool:
     return True
 
 
-def locate(ctx: Context, _: Lease, __: Job) -> Settle:
+def locate(ctx: Context, lease: Lease, _: Job) -> Settle:
     """Keyed hash of each person → their samples in the live version's manifest, less what is forgotten already."""
+    _announce(ctx, lease)
 
     def settle(tx: Session, job: Job) -> None:
         hold_ledger(tx, exclusive=False)
@@ -78,11 +82,6 @@ def locate(ctx: Context, _: Lease, __: Job) -> Settle:
         for request, target in requests.of_job(tx, job.id):
             found = samples.lookup(tx, base.manifest_id, request.subject_key).train if request.subject_key else []
             target.sample_ids = [sample_id for sample_id in found if sample_id not in gone]
-            requests.suppress(tx, request)  # on record before anything is destroyed
-            if request.status == RequestStatus.QUEUED:
-                moves.move_request(
-                    tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
-                )
         tx.flush()
         groups = _groups(tx, job, base.id)
         if groups:
@@ -109,6 +108,11 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
         if answer.get("calibrated") is False and order["calibration"]:
             log.warning("references are gone", job=str(job.id), step="unlearn")
         told = {"rung": RUNGS[job.rung], **answer, **_carried(job.report or {})}
+        if answer["weights"]:
+            method = METHODS[answer["update"]["method"]]
+            audit.enter(
+                tx, "unlearn.done", {"model": _change(tx, job, answer), "method": method}, at=ctx.now(), job_id=job.id
+            )
         moves.move_job(tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report=told)
 
     return settle
@@ -159,7 +163,7 @@ def publish(ctx: Context, lease: Lease, job: Job) -> Settle:
         counted = versions.ledger(tx, base, leaving=0)
         groups = _groups(tx, job, base.id)
         try:
-            versions.publish(tx, made, base_id=base.id)
+            versions.publish(tx, made, base_id=base.id, at=ctx.now())
         except BaseMoved:
             moves.move_job(tx, job, JobStatus.QUEUED, base_version_id=None, candidate=None, rung=0, report=None)
             return
@@ -191,9 +195,37 @@ STEPS: dict[JobStatus, Step] = {
 }
 
 
+def _announce(ctx: Context, lease: Lease) -> None:
+    """Put on record, where everybody can see it, that the erasure begins; nothing is destroyed before.
+
+    A certificate without a beginning would be false; a beginning without a certificate is only late.
+
+    Raises:
+        StepFailed: The public log takes no entries.
+    """
+    with transaction(ctx.engine) as tx:
+        job = jobs.held(tx, lease.job_id, fence=lease.fence)
+        hold_ledger(tx, exclusive=False)
+        for request, _ in requests.of_job(tx, job.id):
+            requests.suppress(tx, request)
+            if request.status == RequestStatus.QUEUED:
+                moves.move_request(
+                    tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
+                )
+    until = time.monotonic() + _LOG_WAITS_SECONDS
+    while True:
+        with transaction(ctx.engine) as tx:
+            if not audit.unpublished_starts(tx, lease.job_id):
+                return
+        if time.monotonic() > until:
+            raise StepFailed("the public log takes no entries: `expunge doctor` says why")
+        time.sleep(_LOG_POLL_SECONDS)
+
+
 def _judged(ctx: Context, report: Json, answer: Json) -> Settle:
     def settle(tx: Session, job: Job) -> None:
         told = {**report, "verdict": answer["verdict"]}
+        _tell_verdict(ctx, tx, job, answer["verdict"])
         if answer["verdict"]["outcome"] == "passed":
             moves.move_job(tx, job, JobStatus.VERIFIED, report=told)
         elif job.rung + 1 < len(RUNGS) and answer["can_retrain"]:
@@ -203,6 +235,23 @@ def _judged(ctx: Context, report: Json, answer: Json) -> Settle:
             give_up(tx, job, now=ctx.now(), reason=f"not proven: {answer['verdict']['sentence']}")
 
     return settle
+
+
+def _tell_verdict(ctx: Context, tx: Session, job: Job, verdict: Json) -> None:
+    """Enter what the gates said of the candidate, if there is one, into the log."""
+    if job.candidate is None:
+        return
+    change = _change(tx, job, {"weights": job.candidate})
+    if verdict["outcome"] == "passed":
+        audit.enter(tx, "verify.passed", {"model": change, "level": verdict["level"]}, at=ctx.now(), job_id=job.id)
+    else:
+        audit.enter(tx, "verify.failed", {"model": change}, at=ctx.now(), job_id=job.id)
+
+
+def _change(tx: Session, job: Job, answer: Json) -> Json:
+    """The weights that the job began from and those it computed, as the log names them."""
+    base = versions.base_of(tx, job)
+    return {"from": versions.digest_of(base.weights), "to": versions.digest_of(answer["weights"])}
 
 
 def _next_rung(tx: Session, job: Job) -> int:

@@ -22,9 +22,11 @@ from workers import command, recipes
 from workers import manifest as manifests
 from workers.context import Context, context
 from workers.registry import Store, check_weights
-from workers.unlearning import Recipe, Trains, residual
-from workers.unlearning.model import check_fit
+from workers.unlearning import NotCovered, Recipe, Trains, Weights, residual
+from workers.unlearning.model import Model, check_fit
+from workers.unlearning.objective import Objective, check_coverage
 
+_PROBE = 256  # samples on which the engine looks at the model
 _STRANGERS_WANTED = 99  # for a level of 0.01 per tail; below 19 nothing can be shown
 
 
@@ -47,7 +49,7 @@ def register(
 
     Raises:
         Invalid: Weights, recipe or manifest break a rule.
-        UnlearningError: The weights don't fit the recipe.
+        UnlearningError: The weights don't fit the recipe, or the recipe breaks its protocol.
         Conflict: The manifest names erased people and ``unlearn`` is false.
     """
     owner, store = recipes.resolve(recipe), Store(ctx.settings.store_url)
@@ -55,7 +57,9 @@ def register(
     digest = _checked(owner, weights, store)
     train_ids = _train_ids(ctx, manifest, _bar(bars, "reading the manifest"))
     bars.add_task("training gradient", total=None)
-    left = residual(owner, store.get(digest), train_ids)
+    state = store.get(digest)
+    uncovered = _uncovered(owner, state, train_ids)
+    left = residual(owner, state, train_ids)
     registration = catalog.Registration(
         name=name,
         recipe=recipe,
@@ -71,15 +75,31 @@ def register(
         recipes.remember(ctx.settings.recipes_path, name, recipe)  # a version must not be live before its code is known
     queued = f"; {loaded.suppressed} erased people are being unlearned from it" if loaded.suppressed else ""
     live = f"{name} version {version.number} is live: {loaded.samples} samples of {loaded.users} people"
-    return f"{live}, {loaded.heldout_users} held out{queued}{_outlook(owner, loaded)}"
+    return f"{live}, {loaded.heldout_users} held out{queued}{_outlook(owner, loaded, uncovered)}"
 
 
-def _outlook(owner: Recipe, loaded: samples.Loaded) -> str:
-    """What will become of requests, where the owner gave us too little to verify an update by."""
+def _outlook(owner: Recipe, loaded: samples.Loaded, uncovered: str | None) -> str:
+    """What will become of requests, where the engine can't reach the model or has too little to verify an update by."""
+    then = "be retrained" if isinstance(owner, Trains) else "need attention, since the recipe has no train()"
+    if uncovered:
+        return f"\nthe engine does not cover this model, every request will {then}: {uncovered}"
     if loaded.heldout_users >= _STRANGERS_WANTED:
         return ""
-    then = "be retrained" if isinstance(owner, Trains) else "need attention, since the recipe has no train()"
     return f"\nfewer than {_STRANGERS_WANTED} people are held out to verify by: some or all requests will {then}"
+
+
+def _uncovered(owner: Recipe, weights: Weights, train_ids: list[int]) -> str | None:
+    """Look at the model as an erasure will: what it would refuse is heard now, not when the first person asks.
+
+    Raises:
+        RecipeMisbehaves: The recipe breaks the protocol, so that retraining by it would not be believed either.
+    """
+    spread = train_ids[:: max(1, len(train_ids) // _PROBE)][:_PROBE]
+    try:
+        check_coverage(Objective(Model(owner, weights), spread))
+    except NotCovered as refusal:
+        return str(refusal)
+    return None
 
 
 def _checked(owner: Recipe, weights: Path, store: Store) -> str:

@@ -6,9 +6,12 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from app.errors import ExpungeError
 from workers import calibrated, recipes
@@ -53,14 +56,29 @@ def main(name: str) -> int:
 
 
 def unlearn(order: Json, progress: Progress) -> Json:
-    """Compute the candidate by the rung ordered; returns digests and the report, or why this rung can't."""
+    """Compute the candidate by the rung ordered; returns digests and the report, or why this rung can't.
+
+    What the owner's code or torch dies of is such a reason too, unless trying again may help: a store or a dataset
+    that is away, memory that was short. Only its type is told: an exception's message could quote anybody's data.
+    """
     recipe, store = recipes.load(Path(order["recipes"]), order["model"]), Store(order["store"])
     try:
         return RUNGS[order["rung"]](recipe, store, order, progress)
-    except UnlearningError as refusal:  # this rung can't; the next may
+    except (ExpungeError, MemoryError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:  # whatever the owner's code raises: this rung can't, the next may
         if order["rung"] == "retrain":
             raise
-        return {"weights": None, "refused": str(refusal), "can_retrain": isinstance(recipe, Trains)}
+        return {"weights": None, "refused": _refusal(error), "can_retrain": isinstance(recipe, Trains)}
+
+
+def _refusal(error: Exception) -> str:
+    """The sentence of our own errors; of others the type, and in the log the place."""
+    if isinstance(error, UnlearningError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"{type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr)
+    return f"it stopped with {type(error).__name__}, raised by the recipe or by torch; the worker's log has the place"
 
 
 def judge(order: Json, progress: Progress) -> Json:
@@ -109,7 +127,7 @@ def _influence(recipe: Recipe, store: Store, order: Json, progress: Progress) ->
     if fresh:
         factors = _fit(recipe, weights, order, lambda share: progress(_REFIT * share))
     else:
-        factors = calibrated.factors(order["store"], order["calibration"], recipe, weights)
+        factors = calibrated.factors(order["store"], order["calibration"], recipe, weights, model=order["model"])
     begun = _REFIT if fresh else 0.0
     update = project(
         recipe,
@@ -176,7 +194,7 @@ def _answer(store: Store, update: Update, **more: Any) -> Json:  # Any: JSON
 
 
 def _references(order: Json, *, covering: Collection[int]) -> References | None:
-    return calibrated.references(order["store"], order["calibration"], covering=covering)
+    return calibrated.references(order["store"], order["calibration"], model=order["model"], covering=covering)
 
 
 def _fit(recipe: Recipe, weights: Weights, order: Json, progress: Progress) -> Ekfac:

@@ -10,10 +10,11 @@ from app import queue
 from app.api import schemas
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
-from app.storage import jobs, requests
+from app.storage import audit, jobs, requests
 
 router = APIRouter(prefix="/health", tags=["health"])
 _PULSES_MISSED = 4
+_LOG_WAITS_SECONDS = 30.0
 
 
 @router.get("/live")
@@ -27,10 +28,12 @@ def ready(tx: Transaction, now: Now, settings: CurrentSettings) -> schemas.Ready
     """Answer 200 while requests are accepted (PostgreSQL is enough) and say whether workers listen."""
     heard = jobs.listening(tx, within=timedelta(seconds=_PULSES_MISSED * settings.pulse_seconds))
     queues = {name: heard.get(name, False) for name in queue.QUEUES}
-    oldest = requests.oldest_open(tx)
+    oldest, waits = requests.oldest_open(tx), audit.waiting_since(tx)
+    log_waits = (now - waits).total_seconds() if waits else None
     return schemas.Ready(
         accepting=True,
-        working=all(queues.values()),
+        working=all(queues.values()) and (log_waits or 0.0) < _LOG_WAITS_SECONDS,
         queues=queues,
         oldest_open_seconds=(now - oldest).total_seconds() if oldest else None,
+        log_waits_seconds=log_waits,
     )

@@ -9,19 +9,24 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 
-from app import intake
+from app import certificates, intake
 from app.api import schemas
 from app.api.auth import Scope, needs
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
+from app.audit import evidence
 from app.domain.lifecycle import RequestStatus
 from app.errors import Invalid, NotFound
-from app.storage import requests
+from app.storage import audit, requests
 from app.storage.tables import ErasureRequest
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
 Writer = Annotated[UUID, Depends(needs(Scope.REQUESTS_WRITE))]
 Reader = Annotated[UUID, Depends(needs(Scope.REQUESTS_READ))]
+_PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
+_PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}  # Any: OpenAPI
+_TOKEN: dict[int | str, dict[str, Any]] = {200: {"content": {"application/timestamp-reply": {}}}}  # Any: OpenAPI
+_RECEIPT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}}}}  # Any: OpenAPI
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -82,9 +87,11 @@ def show(request_id: UUID, tx: Transaction, _: Reader, now: Now) -> schemas.Eras
 
 
 @router.post("/{request_id}:cancel", responses=answers(401, 403, 404, 409, 422, 503))
-def cancel(request_id: UUID, tx: Transaction, _: Writer, now: Now) -> schemas.ErasureRequestOut:
+def cancel(
+    request_id: UUID, tx: Transaction, _: Writer, now: Now, settings: CurrentSettings
+) -> schemas.ErasureRequestOut:
     """Take a request back; possible until the work on it begins."""
-    return _shown(tx, [intake.cancel(tx, request_id, now=now)], now)[0]
+    return _shown(tx, [intake.cancel(tx, request_id, now=now, settings=settings)], now)[0]
 
 
 @router.get("/{request_id}/events", responses=answers(401, 403, 404, 422, 503))
@@ -98,11 +105,38 @@ def history(request_id: UUID, tx: Transaction, _: Reader) -> schemas.EventsOut:
 @router.get("/{request_id}/certificate", responses=answers(401, 403, 404, 422, 503))
 def certificate(request_id: UUID, tx: Transaction, _: Reader) -> dict[str, Any]:  # Any: JSON, a DSSE envelope
     """Download the signed certificate (in-toto Statement in a DSSE envelope)."""
-    if requests.get(tx, request_id).closed_at is None:
-        raise NotFound("the request is open; its certificate comes with its end")
-    for issued in requests.certificates(tx, request_id):
-        return issued.envelope
-    raise NotFound("there is no certificate for this request yet")
+    return evidence.certificate_of(tx, request_id).envelope
+
+
+@router.get("/{request_id}/certificate.tlog-proof", responses=answers(401, 403, 404, 422, 503) | _PLAIN)
+def certificate_proof(request_id: UUID, tx: Transaction, _: Reader) -> Response:
+    """Download the proof that the log holds the certificate (C2SP tlog-proof); seconds after the request ended."""
+    found = evidence.certificate_proof(tx, evidence.certificate_of(tx, request_id))
+    return Response(found, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/{request_id}/certificate.html", responses=answers(401, 403, 404, 422, 503) | _PAGE)
+def certificate_page(request_id: UUID, tx: Transaction, _: Reader, settings: CurrentSettings) -> Response:
+    """Read the certificate as a page to print; it proves nothing by itself and says how to check."""
+    page = evidence.page_of(tx, evidence.certificate_of(tx, request_id), settings)
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@router.get("/{request_id}/certificate.tsr", responses=answers(401, 403, 404, 422, 503) | _TOKEN)
+def certificate_timestamp(request_id: UUID, tx: Transaction, _: Reader) -> Response:
+    """Download the RFC 3161 time stamp over the certificate's payload, where an authority is configured."""
+    envelope = evidence.certificate_of(tx, request_id).envelope
+    stamp = audit.timestamp(tx, bytes.fromhex(certificates.digest(envelope).removeprefix("sha256:")))
+    if stamp is None:
+        raise NotFound("there is no time stamp for this certificate (yet)")
+    return Response(stamp.token, media_type="application/timestamp-reply")
+
+
+@router.get("/{request_id}/receipt", responses=answers(401, 403, 404, 422, 503) | _RECEIPT)
+def receipt(request_id: UUID, tx: Transaction, _: Reader, settings: CurrentSettings) -> Response:
+    """Download the receipt for the person: it opens what the log says of the request, so give it to nobody else."""
+    return Response(evidence.receipt_of(tx, requests.get(tx, request_id), settings), media_type="application/json")
 
 
 def _place(cursor: str | None) -> int:

@@ -165,13 +165,37 @@ class DeliveriesOut(BaseModel):
     items: list[DeliveryOut]
 
 
+class LogKeyOut(BaseModel):
+    """A key that signs the log, or did."""
+
+    vkey: str = Field(description="C2SP signed-note verifier key")
+    since: datetime
+    since_size: int
+
+
+class LogOut(BaseModel):
+    """The public log's name, keys, witnesses and retention."""
+
+    origin: str
+    keys: list[LogKeyOut]
+    policy: str | None = Field(description="C2SP tlog-policy that checkpoints are published under")
+    evidence_days: int = Field(description="how long the records behind commitments can be opened after the end")
+
+
+class ProofOut(BaseModel):
+    """A Merkle proof (RFC 6962)."""
+
+    hashes: list[str] = Field(description="base64, in the order of the RFC")
+
+
 class Ready(BaseModel):
     """Whether requests are accepted, and whether somebody works on them."""
 
     accepting: bool
-    working: bool = Field(description="a consumer listens on every queue")
+    working: bool = Field(description="a consumer listens on every queue, and the public log takes entries")
     queues: dict[str, bool]
     oldest_open_seconds: float | None
+    log_waits_seconds: float | None = Field(description="how long the oldest entry waits for the public log")
 
 
 class Live(BaseModel):

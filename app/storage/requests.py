@@ -22,6 +22,7 @@ from app.storage.tables import (
     Model,
     Suppression,
     Target,
+    Timestamp,
 )
 
 
@@ -129,6 +130,14 @@ def certificates(tx: Session, request_id: UUID) -> Sequence[Certificate]:
     return tx.scalars(
         select(Certificate).where(Certificate.request_id == request_id).order_by(Certificate.issued_at.desc())
     ).all()
+
+
+def unstamped(tx: Session, *, limit: int) -> list[bytes]:
+    """Payloads of certificates without a time stamp, oldest first."""
+    payload = func.decode(Certificate.envelope["payload"].astext, "base64")
+    stamped = select(Timestamp.digest).where(Timestamp.digest == func.sha256(payload))
+    waiting = select(payload).where(~stamped.exists()).order_by(Certificate.issued_at).limit(limit)
+    return [bytes(found) for found in tx.scalars(waiting)]
 
 
 def suppress(tx: Session, request: ErasureRequest) -> None:

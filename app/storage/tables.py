@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from secrets import token_hex
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -87,6 +88,8 @@ class ErasureRequest(Table):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
     """Order of arrival; the cursor of the list."""
+    ref: Mapped[str] = mapped_column(unique=True, default=lambda: token_hex(16))
+    """Its name in the public log: random, and nowhere else but in certificate and receipt."""
     status: Mapped[str] = mapped_column(server_default=RequestStatus.RECEIVED.value)
     origin: Mapped[str] = mapped_column(server_default="portal")
     """``portal``, or ``suppression``: a new model version was trained on an erased person."""
@@ -108,6 +111,8 @@ class ErasureRequest(Table):
     """The user id under the request's own key; gone at the end."""
     dedupe_key: Mapped[bytes | None]
     """Keyed hash of the whole demand: the same demand while one is open is the same request."""
+    backups_expire_at: Mapped[datetime | None]
+    """When the last backup goes that may hold its deleted key; none once the log says so, or while there is a key."""
     __table_args__ = (
         CheckConstraint(_in("status", frozenset(RequestStatus)), name="status"),
         CheckConstraint(
@@ -124,11 +129,19 @@ class ErasureRequest(Table):
 
 
 class RequestKey(Table):
-    """The key of one request's user id, wrapped by a key that PostgreSQL does not have; deleted at the end."""
+    """A key of one request, wrapped by a key that PostgreSQL does not have.
+
+    In a schema of its own, without a foreign key: it is backed up apart, for days instead of years, and restored apart.
+    """
 
     __tablename__ = "request_keys"
-    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), primary_key=True)
+    request_id: Mapped[UUID] = mapped_column(primary_key=True)
+    purpose: Mapped[str] = mapped_column(primary_key=True)
+    """``working``: of the user id, deleted when the request ends; ``evidence``: of the records behind the log's
+    commitments, deleted when their retention ends."""
     wrapped: Mapped[bytes]
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = {"schema": "keystore"}  # noqa: RUF012 - as SQLAlchemy declares it
 
 
 class Idempotency(Table):
@@ -316,6 +329,80 @@ class Event(Table):
     job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     model_id: Mapped[UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
     detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  # Any: JSON
+
+
+class AuditEntry(Table):
+    """Outbox of the public log: written with the change it tells of, given its bytes and its place by the sequencer.
+
+    By trigger: an entry is never deleted, and changes once, when it gets its place.
+    """
+
+    __tablename__ = "audit_entries"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    type: Mapped[str]
+    """A type of leaf; the verifier's schema says which fields it has."""
+    at: Mapped[datetime]
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    fields: Mapped[dict[str, Any]]  # Any: JSON, what the leaf says beyond what all leaves say
+    entry: Mapped[bytes | None]
+    """The leaf's bytes."""
+    leaf_index: Mapped[int | None] = mapped_column(BigInteger, unique=True)
+    """Its place in the log; none: not sequenced yet."""
+    __table_args__ = (Index("ix_audit_entries_pending", "id", postgresql_where=text("leaf_index IS NULL")),)
+
+
+class Evidence(Table):
+    """The record and the salt that open one leaf's commitment, sealed by the request's evidence key."""
+
+    __tablename__ = "audit_evidence"
+    entry_id: Mapped[int] = mapped_column(ForeignKey("audit_entries.id"), primary_key=True)
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    """Whose evidence key sealed it; none: about a model, sealed by the wrapping key."""
+    sealed: Mapped[bytes]
+
+
+class LogTile(Table):
+    """Hashes of the log's tree in tiles of 256 (C2SP tlog-tiles); a tile that is not full grows. By trigger."""
+
+    __tablename__ = "log_tiles"
+    level: Mapped[int] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    hashes: Mapped[bytes]
+
+
+class LogCheckpoint(Table):
+    """Every checkpoint that was signed; only published ones are shown to anybody."""
+
+    __tablename__ = "log_checkpoints"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    root: Mapped[bytes]
+    note: Mapped[bytes]
+    """Signed by the log's keys; cosignatures come with the publication."""
+    signed_at: Mapped[datetime]
+    published: Mapped[bytes | None]
+    """The note with its cosignatures, as it is served."""
+    published_at: Mapped[datetime | None]
+
+
+class LogKey(Table):
+    """Every key that has signed the log, so that old checkpoints can be checked after a rotation."""
+
+    __tablename__ = "log_keys"
+    vkey: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]
+    since_size: Mapped[int] = mapped_column(BigInteger)
+
+
+class Timestamp(Table):
+    """An RFC 3161 token: somebody else's word that these bytes existed at a time."""
+
+    __tablename__ = "timestamps"
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    """SHA-256 of a published checkpoint or of a certificate's payload."""
+    token: Mapped[bytes]
+    stamped_at: Mapped[datetime]
 
 
 class WebhookEndpoint(Table):

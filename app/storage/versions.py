@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
@@ -13,9 +14,11 @@ from sqlalchemy.orm import Session, aliased
 from app.domain.ledger import Ledger
 from app.domain.lifecycle import RequestStatus
 from app.errors import BaseMoved, NotFound
+from app.storage import audit
 from app.storage.tables import ErasureRequest, Forgotten, Job, Manifest, Model, ModelVersion, Target
 
 _TRAINED = ("registered", "retrained")
+_ENTRIES = {"registered": "model.registered", "rolled_back": "model.rolled_back"}
 
 
 def models(tx: Session) -> Sequence[Model]:
@@ -81,8 +84,8 @@ def numbered(tx: Session, model_id: UUID, number: int) -> ModelVersion:
     return found
 
 
-def publish(tx: Session, made: ModelVersion, *, base_id: UUID | None) -> ModelVersion:
-    """Make new weights the live version, if ``base_id`` still is, and retire that; numbers the version.
+def publish(tx: Session, made: ModelVersion, *, base_id: UUID | None, at: datetime) -> ModelVersion:
+    """Make new weights the live version, if ``base_id`` still is, retire that, and tell the log; numbers the version.
 
     Raises:
         BaseMoved: Somebody else published meanwhile; publishing now would undo their deletion. Nothing was written.
@@ -97,8 +100,28 @@ def publish(tx: Session, made: ModelVersion, *, base_id: UUID | None) -> ModelVe
     tx.add(made)
     tx.flush()
     tx.execute(update(Model).where(Model.id == made.model_id).values(current_version_id=made.id))
-    tx.execute(update(ModelVersion).where(ModelVersion.id == base_id).values(retired_at=func.now()))
+    retired = tx.scalar(
+        update(ModelVersion)
+        .where(ModelVersion.id == base_id)
+        .values(retired_at=func.now())
+        .returning(ModelVersion.weights)
+    )
+    _tell(tx, made, retired, at=at)
     return made
+
+
+def _tell(tx: Session, made: ModelVersion, retired: str | None, *, at: datetime) -> None:
+    """Enter the new live version into the log, and the old one as retired."""
+    kind, to = _ENTRIES.get(made.origin, "model.promoted"), digest_of(made.weights)
+    change = {"to": to} if kind == "model.registered" or retired is None else {"from": digest_of(retired), "to": to}
+    audit.enter(tx, kind, {"model": change}, at=at, job_id=made.job_id)
+    if retired is not None:
+        audit.enter(tx, "model.retired", {"model": {"from": digest_of(retired)}}, at=at, job_id=made.job_id)
+
+
+def digest_of(weights: str) -> str:
+    """A digest as the log and certificates write it."""
+    return f"sha256:{weights}"
 
 
 def calibrate(tx: Session, at: ModelVersion, calibration: dict[str, Any]) -> None:  # Any: JSON

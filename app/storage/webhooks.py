@@ -12,17 +12,21 @@ from sqlalchemy.orm import Session
 from app.domain import webhook
 from app.domain.lifecycle import RequestStatus
 from app.errors import NotFound
+from app.storage import audit
 from app.storage.tables import ErasureRequest, WebhookDelivery, WebhookEndpoint
 
 
 def promise(tx: Session, request_id: UUID, *, status: RequestStatus, at: datetime) -> None:
     """Promise every active endpoint a message, in the transaction that makes it true.
 
-    The body is thin: an id and a state. Whoever wants more asks the API, with a key.
+    The body is thin: an id, a state, and the public log's checkpoint, of which every receiver becomes a witness.
+    Whoever wants more asks the API, with a key.
     """
     sequence = tx.scalar(select(ErasureRequest.sequence).where(ErasureRequest.id == request_id))
     body = webhook.body(
-        f"erasure_request.{status}", at, {"id": str(request_id), "status": str(status), "sequence": sequence}
+        f"erasure_request.{status}",
+        at,
+        {"id": str(request_id), "status": str(status), "sequence": sequence, "checkpoint": audit.current_note(tx)},
     )
     endpoints = tx.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))).all()
     for endpoint_id in endpoints:

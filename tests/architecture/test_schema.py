@@ -48,8 +48,8 @@ def test_migrating_twice_changes_nothing(url: str) -> None:
 
 def test_the_database_itself_refuses_to_keep_a_closed_requests_person(url: str) -> None:
     engine = create_engine(url)
-    closed = "INSERT INTO erasure_requests (id, status, received_at, deadline, closed_at, subject_key) VALUES "
-    values = "(gen_random_uuid(), 'completed', now(), now(), now(), gen_random_uuid())"
+    closed = "INSERT INTO erasure_requests (id, ref, status, received_at, deadline, closed_at, subject_key) VALUES "
+    values = "(gen_random_uuid(), 'r', 'completed', now(), now(), now(), gen_random_uuid())"
     with pytest.raises(IntegrityError, match="ended_means_forgotten"), engine.begin() as connection:
         connection.execute(text(closed + values))
     engine.dispose()

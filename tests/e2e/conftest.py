@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from uuid import UUID
 
 import pytest
@@ -39,7 +40,9 @@ class Registered:
         """The same model, keys and model store on a database of its own."""
         with (
             new_database(self.server, template or self.template) as url,
-            installation(self.home, url, redis_url, model=False, **self.keys, **more) as house,
+            installation(
+                self.home, url, redis_url, model=False, **self.keys, log_directory=self.home / uuid4().hex, **more
+            ) as house,
         ):
             yield house
 
@@ -52,7 +55,9 @@ def registered(
     home = tmp_path_factory.mktemp("registered")
     with new_database(postgres_server, template_database) as url:
         with installation(home, url, "") as house:
-            keys = {name: getattr(house.settings, name) for name in ("index_key", "wrapping_key", "signing_key")}
+            keys = {
+                name: getattr(house.settings, name) for name in ("index_key", "wrapping_key", "signing_key", "log_key")
+            }
         yield Registered(postgres_server, str(make_url(url).database), home, keys)
 
 

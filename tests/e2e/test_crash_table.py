@@ -56,8 +56,9 @@ FACTS = {
     "live": "SELECT number FROM model_versions JOIN models ON current_version_id = model_versions.id",
     "tombstones": "SELECT job_id, ordinal, sample_ids FROM forgotten_samples ORDER BY job_id, ordinal",
     "postings": "SELECT subject_key, split, sample_ids FROM postings ORDER BY subject_key, split",
-    "keys": "SELECT request_id FROM request_keys",
+    "keys": "SELECT request_id FROM keystore.request_keys WHERE purpose = 'working'",
     "certificates": "SELECT request_id, count(*) FROM certificates GROUP BY request_id ORDER BY request_id",
+    "entries": "SELECT type, request_id, fields - 'cert' - 'model' FROM audit_entries ORDER BY type, request_id",
     "promises": "SELECT endpoint_id, request_id, count(*) FROM webhook_deliveries GROUP BY 1, 2 ORDER BY 1, 2",
 }
 """What must be the same however often a worker died on the way; times and random ids are left out."""
@@ -112,7 +113,8 @@ def straight(registered: Registered) -> Iterator[Straight]:
             house.engine.dispose()
             copy = stack.enter_context(new_database(registered.server, database_name(house.settings.database_url)))
             templates[step.__name__] = database_name(copy)
-            assert erase.advance(bench.ctx, lease)
+            with bench.sequencing():
+                assert erase.advance(bench.ctx, lease)
         assert not erase.advance(bench.ctx, lease)
         yield Straight(registered, templates, request_ids, nobody_id, job_id, facts(bench), bench.trail())
 
@@ -140,19 +142,21 @@ def crash_and_go_on(straight: Straight, step: str, moment: str) -> Aftermath:
     with straight.registered.cloned("redis://unused", template=straight.templates[step]) as house:
         bench = Bench(house)
         bench.expire_leases()
-        before = JobStatus(bench.job(straight.job_id).status)
-        with house.log.open("ab") as log:
-            crashed = subprocess.run(
-                [sys.executable, "-m", "tests.crashing", step, moment, str(straight.job_id)],
-                env=house.environment,
-                stdout=log,
-                stderr=log,
-                check=False,
-                timeout=120,
-            )
-        after = JobStatus(bench.job(straight.job_id).status)
-        bench.expire_leases()
-        erase.run(bench.ctx, straight.job_id)
+        bench.trust_log()
+        with bench.sequencing():
+            before = JobStatus(bench.job(straight.job_id).status)
+            with house.log.open("ab") as log:
+                crashed = subprocess.run(
+                    [sys.executable, "-m", "tests.crashing", step, moment, str(straight.job_id)],
+                    env=house.environment,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
+                    timeout=120,
+                )
+            after = JobStatus(bench.job(straight.job_id).status)
+            bench.expire_leases()
+            erase.run(bench.ctx, straight.job_id)
         return Aftermath(
             returncode=crashed.returncode,
             before_crash=before,

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def bench(registered: Registered) -> Iterator[Bench]:
     with registered.cloned() as house:
-        yield Bench(house)
+        bench = Bench(house)
+        with bench.sequencing():
+            yield bench
 
 
 def test_who_took_the_request_back_is_not_in_the_ledger(bench: Bench) -> None:
@@ -31,7 +33,7 @@ def test_who_took_the_request_back_is_not_in_the_ledger(bench: Bench) -> None:
     bench.plan()
     assert bench.request(request_id).status == RequestStatus.QUEUED
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now())
+        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
         assert tx.scalar(select(func.count()).select_from(Suppression)) == 0
 
 

@@ -47,6 +47,8 @@ class World:
         calibrated: bool = True,
         after_epoch: Weights | None = None,
         users: tuple[int, ...] = GONE,
+        strangers: range = STRANGERS,
+        members: int = len(MEMBERS),
     ) -> Verdict:
         """Judge weights that claim to be an honest update."""
         return verify(
@@ -54,15 +56,26 @@ class World:
             self.deployed,
             after,
             users=[self.recipe.samples_of(user) for user in users],
-            retained_users=[self.recipe.samples_of(user) for user in MEMBERS if user not in GONE],
+            retained_users=[self.recipe.samples_of(user) for user in MEMBERS[:members] if user not in GONE],
             retained_ids=self.kept,
-            strangers=[self.recipe.samples_of(user) for user in STRANGERS],
+            strangers=[self.recipe.samples_of(user) for user in strangers],
             update=report,
             exact=report.method == "retrain",
             references=self.references if calibrated else None,
             after_epoch=after_epoch,
             thresholds=ROOMY,
         )
+
+    def warm(self, steps: int) -> dict[str, Tensor]:
+        """Train on from the deployed weights, on the retained samples only: what a lazy train() does."""
+        inputs, targets = self.recipe.fetch(self.kept)
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in self.deployed.items()}
+        adam = torch.optim.Adam(list(leaves.values()), lr=1e-3)
+        for _ in range(steps):
+            adam.zero_grad()
+            self.recipe.loss(functional.linear(inputs, leaves["weight"], leaves["bias"]), targets).mean().backward()
+            adam.step()
+        return {name: leaf.detach() for name, leaf in leaves.items()}
 
     def climb(self, sign: float, *, flip: bool, steps: int) -> dict[str, Tensor]:
         """Follow the users' gradient uphill (-1) or downhill (+1), with their labels or the next ones."""
@@ -153,3 +166,29 @@ def test_references_make_the_test_see_more_and_the_verdict_says_which_was_used()
     assert [by_name[c]["statistic"] for c in (False, True)] == ["raw", "calibrated"]
     assert by_name[True]["power_on_members"] >= by_name[False]["power_on_members"]
     assert by_name[True]["judges"] == 2
+
+
+@with_and_without
+@pytest.mark.parametrize("users", [GONE, GONE[:1]])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_training_that_starts_from_the_old_weights_is_no_retraining(
+    steps: int, users: tuple[int, ...], *, calibrated: bool
+) -> None:
+    w = world()
+    verdict = w.judge(w.warm(steps), w.retrained.report, users=users, calibrated=calibrated)
+    assert (verdict.outcome, verdict.level) == ("failed", None)
+    assert "does train() use only the ids" in verdict.sentence
+
+
+def test_a_retraining_says_with_whom_it_was_compared_and_when_with_nobody() -> None:
+    w = world()
+
+    def told(**sides: object) -> str:
+        verdict = w.judge(w.retrained.weights, w.retrained.report, **sides)  # type: ignore[arg-type] # one at a time
+        assert (verdict.outcome, verdict.level) == ("passed", "A0")
+        return verdict.sentence
+
+    assert "Compared with 100 strangers: of 2 users visible" in told()
+    assert "Not compared with strangers: none held out." in told(strangers=range(0))
+    assert "Not compared with strangers: no members stay" in told(members=0)
+    assert "Not compared with strangers: 18 held out are too few." in told(strangers=STRANGERS[:18])

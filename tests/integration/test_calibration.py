@@ -1,5 +1,6 @@
 """A calibrated model on a real database: how it is calibrated, how jobs use it, and what is left of the people."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,12 +14,13 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
 from app import catalog
-from app.errors import BaseMoved, Invalid, NotFound
+from app.errors import BaseMoved, Conflict, Invalid, NotFound
 from app.storage import versions
 from app.storage.sessions import transaction
 from tests import noisy, toy
 from tests.house import installation
 from tests.pipeline import Bench, in_this_process, register
+from tests.unit.unlearning.owners import Crash, Interrupted
 from workers import calibrate as calibration
 from workers import calibrated, erase, leftovers, torch_step, verdict_page
 from workers import register as registration
@@ -32,7 +34,9 @@ pytestmark = pytest.mark.slow
 def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
     with installation(tmp_path, database_url, "", model=False) as house:
-        yield Bench(house)
+        bench = Bench(house)
+        with bench.sequencing():
+            yield bench
 
 
 @pytest.fixture
@@ -196,7 +200,7 @@ def test_beyond_a_twentieth_the_factors_are_fitted_anew_and_travel_on(empty: Ben
 def test_a_rollback_to_references_that_are_gone_takes_the_newton_step(bench: Bench) -> None:
     forget(bench, 3)
     with transaction(bench.ctx.engine) as tx:
-        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     bench.run_all()
     assert bench.undone() == []
     assert report(bench)["update"]["method"] == "newton"
@@ -238,6 +242,108 @@ def test_references_that_no_version_names_are_deleted_an_hour_later(bench: Bench
     assert reference_files(bench) == [named]
 
 
+@pytest.fixture
+def crashed(empty: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, Path]:
+    """A calibration that ended after three of eight trainings, and where its folds wait."""
+    monkeypatch.setattr(Interrupted, "trainings", 0)
+    noisy_model(empty, recipe="tests.unit.unlearning.owners:Interrupted")
+    with pytest.raises(Crash):
+        calibrate(empty)
+    monkeypatch.setattr(Interrupted, "ends_after", -1)
+    return empty, unfinished(empty)
+
+
+def unfinished(bench: Bench) -> Path:
+    return folds_directory(bench.ctx.settings.store_url, bench.ctx.settings.home) / bench.live().id.hex
+
+
+def test_a_calibration_goes_on_after_a_crash_and_trains_a_damaged_fold_anew(
+    crashed: tuple[Bench, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench, directory = crashed
+    damaged = directory / "fold-000-001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert "calibrated" in calibrate(bench)
+    assert Interrupted.trainings == 3 + 5 + 1
+    assert "fold-000-001.safetensors was damaged: it is trained anew" in capfd.readouterr().out
+    assert not directory.exists()
+
+
+def test_folds_of_a_recipe_that_changed_since_the_crash_are_not_used(
+    crashed: tuple[Bench, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, _ = crashed
+    monkeypatch.setattr(Interrupted, "l2_total", 2e-3)
+    calibrate(bench)
+    assert Interrupted.trainings == 3 + 8
+
+
+def test_of_two_calibrations_at_once_the_second_says_so_and_leaves_the_first_alone(
+    crashed: tuple[Bench, Path],
+) -> None:
+    bench, directory = crashed
+    before = sorted(directory.iterdir())
+    with (directory.parent / f"{directory.name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="toy is being calibrated by another process"):
+            calibrate(bench)
+        done = bench.house.cli("models", "calibrate", "toy", "--folds", "2", "--repeats", "2")
+    assert done.returncode == 1
+    assert "is being calibrated by another process" in done.stderr
+    assert sorted(directory.iterdir()) == before
+    assert "calibrated" in calibrate(bench)
+    assert not list(directory.parent.iterdir())
+
+
+@pytest.mark.parametrize(("error", "kept"), [(ConnectionError, True), (BaseMoved, False)])
+def test_a_database_that_is_away_at_the_end_costs_no_training(
+    empty: Bench, monkeypatch: pytest.MonkeyPatch, *, error: type[Exception], kept: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("at the last line")
+
+    monkeypatch.setattr(Interrupted, "ends_after", -1)
+    monkeypatch.setattr(Interrupted, "trainings", 0)
+    noisy_model(empty, recipe="tests.unit.unlearning.owners:Interrupted")
+    with monkeypatch.context() as broken:
+        broken.setattr(versions, "calibrate", fail)  # what PostgreSQL does when it is gone, or has another version
+        with pytest.raises(error):
+            calibrate(empty, folds=2, repeats=2)
+    assert unfinished(empty).exists() == kept
+    calibrate(empty, folds=2, repeats=2)
+    assert Interrupted.trainings == (4 if kept else 8)
+
+
+def test_damaged_references_are_for_a_person_who_hears_which_command_helps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erase, "run_step", torch_step.run_step)
+    (path,) = reference_files(bench)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    request_id = bench.demand(3)
+    bench.run_all()
+    told = bench.request(request_id)
+    assert told.status == "needs_attention"
+    assert "run `expunge models calibrate toy` again" in str(told.reason)
+    calibrate(bench)
+    assert rows(bench) == samples_of(*range(toy.MEMBERS + toy.STRANGERS))
+
+
+def test_one_number_per_sample_is_calibrated_and_projected(empty: Bench) -> None:
+    noisy_model(empty, recipe="tests.unit.unlearning.owners:Flat")
+    calibrate(empty)
+    forget(empty, 3)
+    assert (report(empty)["rung"], report(empty)["update"]["method"]) == ("influence", "projection")
+
+
+def test_a_model_that_the_engine_does_not_cover_is_registered_with_a_warning(empty: Bench) -> None:
+    weights, manifest = toy.write_model(empty.house.directory, recipe_of=noisy.Counting())
+    model = ("--recipe", "tests.noisy:Counting", "--weights", str(weights), "--manifest", str(manifest))
+    done = empty.house.cli("models", "register", "counting", *model)
+    assert done.returncode == 0, done.stderr
+    assert "the engine does not cover this model, every request will be retrained: training moves" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("recipe", "folds", "error", "sentence"),
     [
@@ -268,9 +374,9 @@ def test_people_who_share_a_sample_are_dealt_together() -> None:
 
 def test_references_do_not_cover_a_person_whom_they_lost(bench: Bench) -> None:
     url, held = bench.ctx.settings.store_url, bench.live().calibration
-    assert calibrated.references(url, held, covering=toy.samples_of(1)) is not None
-    assert calibrated.references(url, held, covering=[10**9]) is None
-    assert torch.is_tensor(calibrated.references(url, held, covering=()).outputs)
+    assert calibrated.references(url, held, model="toy", covering=toy.samples_of(1)) is not None
+    assert calibrated.references(url, held, model="toy", covering=[10**9]) is None
+    assert torch.is_tensor(calibrated.references(url, held, model="toy", covering=()).outputs)
 
 
 def test_the_verdict_on_a_version_is_a_page_and_one_without_a_verdict_is_refused(bench: Bench, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """An installation with nothing running and no model."""
     monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
     with installation(tmp_path, database_url, "", model=False) as house:
-        yield Bench(house)
+        bench = Bench(house)
+        with bench.sequencing():
+            yield bench
 
 
 @pytest.fixture
@@ -76,7 +78,8 @@ def test_at_the_end_nothing_names_the_person_but_the_ledger(bench: Bench) -> Non
     bench.run_all()
     request = bench.request(request_id)
     assert (request.subject_key, request.suppression_key, request.sealed_user_id, request.dedupe_key) == (None,) * 4
-    assert count(bench, RequestKey) == 0
+    with transaction(bench.ctx.engine) as tx:
+        assert tx.scalars(select(RequestKey.purpose)).all() == ["evidence"]  # the working key is gone
     assert count(bench, Posting) == postings - 1
     assert count(bench, Suppression) == 1
 
@@ -186,7 +189,9 @@ def test_a_rollback_queues_again_what_it_undid_and_the_next_version_makes_it_goo
     second = bench.demand(2)
     bench.run_all()
     with transaction(bench.ctx.engine) as tx:
-        _, queued = catalog.roll_back(tx, "toy", to=2, now=bench.now())  # version 2 holds the first deletion only
+        _, queued = catalog.roll_back(
+            tx, "toy", to=2, now=bench.now(), settings=bench.ctx.settings
+        )  # version 2 holds the first deletion only
     assert queued == 1
     assert (bench.request(first).status, bench.request(second).status) == ("completed", "queued")
     assert bench.live().number == 4
@@ -201,13 +206,13 @@ def test_a_rollback_to_the_beginning_undoes_and_makes_good_everything(bench: Ben
         ids.append(bench.demand(person))
         bench.run_all()
     with transaction(bench.ctx.engine) as tx:
-        _, queued = catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        _, queued = catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     assert queued == 2
     bench.run_all()
     assert {bench.request(i).status for i in ids} == {"completed"}
     assert torch.allclose(bench.live_weights(), bench.retrained(without=[1, 2]), rtol=0, atol=1e-4)
     with transaction(bench.ctx.engine) as tx, pytest.raises(Conflict, match="live already"):
-        catalog.roll_back(tx, "toy", to=bench.live().number, now=bench.now())
+        catalog.roll_back(tx, "toy", to=bench.live().number, now=bench.now(), settings=bench.ctx.settings)
 
 
 def test_a_version_trained_on_an_erased_person_is_refused_or_unlearned(bench: Bench) -> None:
@@ -243,7 +248,7 @@ def test_a_rollback_to_an_older_manifest_forgets_who_was_erased_since(bench: Ben
     request_id = bench.demand(2)
     bench.run_all()
     with transaction(bench.ctx.engine) as tx:
-        _, queued = catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        _, queued = catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     assert queued == 1
     bench.run_all()
     assert bench.request(request_id).status == "completed"
@@ -417,7 +422,7 @@ def test_a_rollback_while_another_model_is_at_work_still_ends_the_request_only_w
     first, second = bench.plan()
     erase.run(bench.ctx, first)
     with transaction(bench.ctx.engine) as tx:
-        catalog.roll_back(tx, bench.model_of(first), to=1, now=bench.now())
+        catalog.roll_back(tx, bench.model_of(first), to=1, now=bench.now(), settings=bench.ctx.settings)
     erase.run(bench.ctx, second)
     assert bench.request(request_id).status == "in_progress"
     bench.run_all()
@@ -432,7 +437,7 @@ def test_a_rollback_under_an_empty_job_is_made_good_by_the_next_look(bench: Benc
     bench.run_all()
     assert bench.request(request_id).status == "no_data"
     with transaction(bench.ctx.engine) as tx:
-        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     with transaction(bench.ctx.engine) as tx:
         planning.repair(tx, now=bench.now())
     bench.run_all()
@@ -444,16 +449,16 @@ def test_a_deletion_being_repeated_after_a_rollback_cannot_be_cancelled(bench: B
     request_id = bench.demand(1)
     bench.run_all()
     with transaction(bench.ctx.engine) as tx:
-        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     with pytest.raises(Conflict, match="repeated"), transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now())
+        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
 
 
 def test_whoever_takes_the_request_back_is_not_on_the_ledger(bench: Bench) -> None:
     request_id = bench.demand(1)
     bench.plan()
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now())
+        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
     register(bench)  # trained on person 1, and accepted
     assert count(bench, Suppression) == 0
 
@@ -517,7 +522,7 @@ def test_a_full_job_holds_up_nobody_elses_model(bench: Bench) -> None:
 def test_a_version_of_another_recipe_is_not_rolled_back_to(bench: Bench) -> None:
     register(bench, recipe="tests.toy:Toy")
     with pytest.raises(Conflict, match="another recipe"), transaction(bench.ctx.engine) as tx:
-        catalog.roll_back(tx, "toy", to=1, now=bench.now())
+        catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
 
 
 def test_a_certificate_says_nothing_of_what_was_done_for_others(bench: Bench) -> None:
@@ -527,7 +532,7 @@ def test_a_certificate_says_nothing_of_what_was_done_for_others(bench: Bench) ->
     assert asset(bench, known)["verification"]["outcome"] == "passed"
     told = asset(bench, unknown)
     assert (told["result"], told["from"], told["verification"], told["assurance"]) == ("no_data", None, None, None)
-    assert told["to"] == bench.live().weights
+    assert told["to"] == f"sha256:{bench.live().weights}"
 
 
 def test_what_an_earlier_rung_found_is_kept(empty: Bench) -> None:

@@ -81,7 +81,10 @@ def test_a_cancelled_request_keeps_nothing_about_the_person(front_door: Installa
         row = tx.get_one(ErasureRequest, UUID(made["id"]))
         assert (row.subject_key, row.suppression_key, row.sealed_user_id, row.dedupe_key) == (None,) * 4
         assert (
-            tx.execute(text("SELECT count(*) FROM request_keys WHERE request_id = :i"), {"i": made["id"]}).scalar() == 0
+            tx.execute(
+                text("SELECT count(*) FROM keystore.request_keys WHERE request_id = :i"), {"i": made["id"]}
+            ).scalar()
+            == 0
         )
 
 

@@ -14,6 +14,8 @@ many deletions) and G5 (true retrainings) are for whoever has such data: the ser
 from . import certified, ekfac
 from .calibration import choose_held_out, draw_canaries, noise_floor
 from .errors import (
+    BadSetting,
+    DamagedFile,
     NonFinite,
     NotCovered,
     NothingToForget,
@@ -36,7 +38,9 @@ from .solve import NoConvergence
 from .verification import Gate, Thresholds, Verdict, verify
 
 __all__ = [
+    "BadSetting",
     "Cost",
+    "DamagedFile",
     "Ekfac",
     "FreezesBuffers",
     "Gate",

@@ -21,13 +21,16 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .bounds import one_of
 from .errors import NotDealable, RecipeMisbehaves, TooFewRetrainings, WeightsDoNotFit
-from .model import Progress, Recipe, Weights, build, split_arguments
+from .model import Progress, Recipe, Weights, build, fetch, one_tensor, split_arguments
 from .objective import require_finite
 from .retrain import retrain
 
 Law = Literal["softmax", "plain"]
 """What outputs mean: "softmax" for class logits on the last axis (cross-entropy), "plain" for numbers (regression)."""
+
+LAWS = "softmax", "plain"
 
 Person = TypeVar("Person", bound=Hashable)
 
@@ -171,9 +174,19 @@ def divergence(expected: Tensor, given: Tensor, *, law: Law) -> Tensor:
     Raises:
         RecipeMisbehaves: under the softmax law, there is no axis of two or more classes.
     """
+    check_law(law)
     a, b = expected.double(), given.double()
     apart = (a - b).square() if law == "plain" else _kl(log_probabilities(a), log_probabilities(b))
     return apart.reshape(len(a), -1).mean(1)
+
+
+def check_law(law: str) -> None:
+    """Refuse a word for the outputs' law that nobody knows.
+
+    Raises:
+        BadSetting: naming the known ones.
+    """
+    one_of("law", law, LAWS)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -206,10 +219,9 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _rows(recipe: Recipe, module: nn.Module, sample_ids: Sequence[int]) -> Tensor:
-    inputs, _ = recipe.fetch(sample_ids)
-    arguments, named = split_arguments(inputs)
-    outputs: Tensor = module(*arguments, **named)
-    if len(outputs) != len(sample_ids) or not outputs.is_floating_point():
+    arguments, named = split_arguments(fetch(recipe, sample_ids)[0])
+    outputs = one_tensor(module(*arguments, **named))
+    if outputs.ndim == 0 or len(outputs) != len(sample_ids) or not outputs.is_floating_point():
         raise RecipeMisbehaves(f"outputs {tuple(outputs.shape)}, {outputs.dtype} for {len(sample_ids)} samples")
     require_finite("a prediction", outputs)
     return outputs.float().cpu()

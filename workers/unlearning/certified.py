@@ -162,7 +162,12 @@ def compose(certificates: Sequence[Certificate], *, delta: float) -> Certificate
     """Return what several published copies tell together: μ = √Σμ², adaptively chosen ones included (Dong et al. 2022).
 
     τ, r and rounding are the largest, m and σ the smallest of the list.
+
+    Raises:
+        Uncertifiable: no certificate is given, δ is not inside (0, 1), or a certificate's μ is no positive number.
     """
+    if not certificates:
+        raise Uncertifiable("nothing to compose: no certificate was given")
     mu = math.hypot(*(one.mu for one in certificates))
     return Certificate(
         tau=max(one.tau for one in certificates),
@@ -262,12 +267,12 @@ def _report(objective: Objective, found: Minimum | None) -> UpdateReport:
 
 def _mu(sensitivity: float, *, epsilon: float, delta: float, sigma: float | None) -> float:
     """Return μ of the asked noise, or the largest that keeps (ε, δ)."""
-    if not (sensitivity > 0 and epsilon > 0 and 0 < delta < 1):
-        raise Uncertifiable(f"sensitivity {sensitivity}, ε = {epsilon}, δ = {delta}: must be > 0, δ < 1")
+    if not (0 < sensitivity < math.inf and 0 < epsilon < math.inf and 0 < delta < 1):
+        raise Uncertifiable(f"sensitivity {sensitivity}, ε = {epsilon}, δ = {delta}: must be > 0 and finite, δ < 1")
     largest = mu_of(epsilon, delta=delta)
-    if sigma is not None and not sigma * largest >= sensitivity:
+    if sigma is not None and not math.inf > sigma * largest >= sensitivity:
         raise Uncertifiable(
-            f"σ = {sigma:.3g} is too small for ε = {epsilon}, δ = {delta}: it takes {sensitivity / largest:.3g}"
+            f"σ = {sigma:.3g} does not keep ε = {epsilon}, δ = {delta}: it takes {sensitivity / largest:.3g}, finite"
         )
     return largest if sigma is None else sensitivity / sigma
 

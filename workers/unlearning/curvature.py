@@ -68,7 +68,9 @@ class GaussNewton:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as missing:  # NotImplementedError, or a kernel that refuses its tangent's dtype
-                raise NotCovered(f"no forward-mode derivative: {str(missing).splitlines()[0]}") from missing
+                raise NotCovered(
+                    f"no forward-mode derivative, renewal or retraining do without: {str(missing).splitlines()[0]}"
+                ) from missing
             pull = vjp(lambda p: model.call(p, inputs), moving)[1]
         (product,) = pull(output_hessian(self._objective, outputs, targets, Jv))
         return model.flatten(product)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .bounds import plain_ids
 from .calibration import number
 from .errors import NotDealable
 
@@ -23,6 +24,7 @@ class Deal:
         repeats: deals.
         seed: of the deals and of the trainings.
         about: whatever names the recipe; part of the digest.
+        recipe: a digest of its code and data (see `fingerprint`); "" where nothing waits on disk.
     """
 
     members: tuple[Person, ...]
@@ -31,11 +33,12 @@ class Deal:
     repeats: int
     seed: int
     about: str
+    recipe: str = ""
 
     @property
     def digest(self) -> str:
         """Bind a directory to everything that decides the deal."""
-        settings = [self.members, self.strangers, self.folds, self.repeats, self.seed, self.about]
+        settings = [self.members, self.strangers, self.folds, self.repeats, self.seed, self.about, self.recipe]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def check(self) -> None:
@@ -80,7 +83,7 @@ class Deal:
 
 def in_order(people: Sequence[Sequence[int]]) -> tuple[Person, ...]:
     """Return the people by their lowest sample, each with ascending samples: the order they came in must not matter."""
-    return tuple(sorted(tuple(sorted(int(i) for i in ids)) for ids in people))
+    return tuple(sorted(tuple(sorted(plain_ids(ids))) for ids in people))
 
 
 def _samples(people: Iterable[Person]) -> list[int]:

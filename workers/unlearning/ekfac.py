@@ -13,7 +13,6 @@ blocks saved only 3. Compare with the unpreconditioned solve and with `sketch` b
 Shape suffixes: N samples of a chunk, P moving parameters.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import fingerprint
 from .cotangents import cotangents, each_input, pulled_back, rough_root, square_root
-from .errors import FactorsDoNotFit, NotCovered
-from .factors import Block, Ekfac, read_tensors, write_tensors
+from .errors import BadSetting, FactorsDoNotFit, NotCovered
+from .factors import Block, Ekfac
 from .layers import LARGEST_PIECE, Layer, Run, add_covariances, add_moments, recorded
 from .model import Inputs, Progress
 from .objective import Objective
 from .survey import leaves, pulled, survey
+from .tensor_files import digest_of, read_tensors, write_tensors
 
 __all__ = ["Block", "Ekfac", "fit"]
 
@@ -58,11 +59,15 @@ def fit(
             there, to the same bits on the same machine. It holds statistics of the samples: the caller deletes it.
 
     Raises:
+        BadSetting: no draws.
         NotCovered: a moving parameter has no path to the outputs.
-        FactorsDoNotFit: the file to resume from belongs to another fit.
+        FactorsDoNotFit: the file to resume from belongs to another fit: other weights, samples, code or settings.
+        DamagedFile: the file to resume from was cut or altered.
     """
+    if draws < 1:
+        raise BadSetting(f"draws is {draws}: without a cotangent there is no curvature")
     run = _Fit(objective, theta_P, draws, seed)
-    keep = _Keeper(resume, _fingerprint(objective, theta_P, draws, seed), run)
+    keep = _Keeper(resume, _fingerprint(objective, theta_P, draws, seed) if resume else "", run)
     told = progress or (lambda _: None)
     for part in (run.add_covariances, run.add_moments):
         run.begin(part)
@@ -223,8 +228,13 @@ def _parts(samples: int, step: int) -> Iterator[slice]:
 
 
 def _fingerprint(objective: Objective, theta_P: Tensor, draws: int, seed: int) -> str:
-    """Digest everything that decides the sums."""
-    first = len(next(objective.chunks())[1])
-    shards, names = objective.shards, objective.model.names
-    words = json.dumps([draws, seed, first, shards.rank, shards.world, names, list(objective.sample_ids)])
-    return hashlib.sha256(theta_P.cpu().numpy().tobytes() + words.encode()).hexdigest()
+    """Digest everything that decides the sums: settings, ids, the recipe's code, its first chunk, and every weight."""
+    inputs, targets = next(objective.chunks())
+    shards, model = objective.shards, objective.model
+    words = [draws, seed, len(targets), shards.rank, shards.world, model.names, list(objective.sample_ids)]
+    about = {
+        "words": json.dumps(words),
+        "source": fingerprint.of_source(model.recipe),
+        "chunk": fingerprint.of_chunk(inputs, targets),
+    }
+    return digest_of({**model.state(model.theta_P), "at theta": theta_P}, about)

@@ -1,5 +1,7 @@
 """Every way the engine can refuse, in one tree; each message states a fact and its numbers."""
 
+from pathlib import Path
+
 
 class UnlearningError(Exception):
     """Root of the engine's refusals: catch this to route a request to the next rung of the ladder."""
@@ -15,6 +17,10 @@ class RecipeMisbehaves(UnlearningError):
 
 class NotCovered(UnlearningError):
     """Something that learned from the samples lies outside the curvature operator, so a step could not reach it."""
+
+
+class BadSetting(UnlearningError):
+    """A setting has a value that means nothing; the message names the field."""
 
 
 class NonFinite(UnlearningError):
@@ -35,6 +41,14 @@ class MissingReferences(UnlearningError):
 
 class ForeignReferences(UnlearningError):
     """References on disk belong to other weights, another manifest, or another deal of people."""
+
+
+class DamagedFile(UnlearningError):
+    """A file of ours was cut or altered, or is none of ours; `path` tells which."""
+
+    def __init__(self, path: Path, sentence: str) -> None:
+        super().__init__(f"{path.name} {sentence}")
+        self.path = path
 
 
 class NotDealable(UnlearningError):

@@ -9,7 +9,6 @@ Shape suffix: P moving parameters.
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import FactorsDoNotFit, NotCovered, NotInvertible
 from .model import Model
 from .solve import Operator
+from .tensor_files import read_tensors, write_tensors
 
-FORMAT = "ekfac-1"
+FORMAT = "ekfac-2"  # since 2 with a digest of its tensors
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ class Ekfac:
 
     Raises:
         NotCovered: a parameter is in no block or in two.
+        FactorsDoNotFit: an eigenvalue is negative or not finite, or no samples were summed over.
     """
 
     def __init__(self, blocks: Sequence[Block], shapes: Mapping[str, Sequence[int]], samples: int) -> None:
@@ -71,6 +70,11 @@ class Ekfac:
         wrong = {name: counts[name] for name in {*shapes, *counts} if counts[name] != 1 or name not in shapes}
         if wrong:
             raise NotCovered(f"curvature blocks per parameter, where not exactly one: {wrong}")
+        bad = sum(not bool((b.eigenvalues >= 0).all() and b.eigenvalues.isfinite().all()) for b in blocks)
+        if bad or samples < 1:
+            raise FactorsDoNotFit(
+                f"{bad} of {len(blocks)} blocks hold eigenvalues that no curvature has; {samples} samples"
+            )
         self.blocks = tuple(blocks)
         self.samples = samples
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -101,6 +105,16 @@ class Ekfac:
             raise NotInvertible(f"shift {shift:.3g} and scale {scale:.3g} give no positive definite preconditioner")
         return lambda r_P: self._filtered(r_P, lambda eigenvalues: 1 / (scale * eigenvalues + shift))
 
+    def check_fits(self, model: Model, *, called: str = "the curvature") -> None:
+        """Refuse a model that moves other parameters than these factors cover.
+
+        Raises:
+            FactorsDoNotFit: with both lists of shapes.
+        """
+        shapes = _shapes_of(model)
+        if list(self._shapes.items()) != list(shapes.items()):
+            raise FactorsDoNotFit(f"{called} covers {json.dumps(self._shapes)}, the model moves {json.dumps(shapes)}")
+
     def save(self, path: Path, *, weights_digest: str, manifest_digest: str) -> None:
         """Write one safetensors file, whole or not at all, bound to the weights and the manifest it was fitted to."""
         about = {
@@ -119,22 +133,22 @@ class Ekfac:
         """Read factors back, onto the model's device.
 
         Raises:
-            FactorsDoNotFit: the file is none of ours, or was fitted to other weights, samples or parameters.
+            DamagedFile: the file was cut or altered, or is none of ours.
+            FactorsDoNotFit: it was fitted to other weights, samples or parameters.
         """
         tensors, about = read_tensors(path)
-        shapes = {name: list(tensor.shape) for name, tensor in model.unflatten(model.theta_P).items()}
         wanted = {"format": FORMAT, "weights": weights_digest, "manifest": manifest_digest}
         for key, value in wanted.items():
             if about.get(key) != value:
                 raise FactorsDoNotFit(f"{key} of {path.name} is {about.get(key)}, asked for {value}")
-        if list(json.loads(about["shapes"]).items()) != list(shapes.items()):
-            raise FactorsDoNotFit(f"{path.name} covers {about['shapes']}, the model moves {json.dumps(shapes)}")
         parts = {name: tensor.to(model.theta_P.device) for name, tensor in tensors.items()}
         blocks = [
             Block(b["kind"], tuple(b["names"]), *(parts.get(f"{i}.{part}") for part in _PARTS))  # type: ignore[arg-type]  # eigenvalues are always there
             for i, b in enumerate(json.loads(about["blocks"]))
         ]
-        return cls(blocks, shapes, int(about["samples"]))
+        found = cls(blocks, json.loads(about["shapes"]), int(about["samples"]))
+        found.check_fits(model, called=path.name)
+        return found
 
     def _filtered(self, v_P: Tensor, factors: Callable[[Tensor], Tensor]) -> Tensor:
         pieces = dict(zip(self._shapes, torch.split(v_P, self._sizes), strict=True))
@@ -149,23 +163,5 @@ class Ekfac:
 _PARTS = ("eigenvalues", "left", "right")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Write beside the path, then rename: a crash leaves the old file or the new one."""
-    draft = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata=about)
-    with draft.open("rb") as written:
-        os.fsync(written.fileno())
-    draft.replace(path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Raises:
-        FactorsDoNotFit: the file is no safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as held:
-            return {name: held.get_tensor(name) for name in held.keys()}, held.metadata() or {}  # noqa: SIM118 - no dict
-    except SafetensorError as broken:
-        raise FactorsDoNotFit(f"{path.name} is not a safetensors file: {broken}") from broken
+def _shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.unflatten(model.theta_P).items()}

@@ -25,7 +25,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .bounds import above_zero, not_below_zero, plain_ids, whole, within
 from .curvature import GaussNewton
+from .errors import BadSetting
 from .model import Model, Progress, Recipe, Weights
 from .objective import Cost, Objective, check_coverage, check_sets, require_finite
 from .report import Update, UpdateReport
@@ -54,6 +56,9 @@ class Settings:
         frozen_buffers: buffers that training moves and that the caller accepts to leave, beside the recipe's own.
         statistics_samples: retained samples on which batch statistics are recomputed, if the model has any.
         control: thresholds of the step control.
+
+    Raises:
+        BadSetting: a value that means nothing; the message names the field.
     """
 
     tolerance: float = 1e-2
@@ -67,6 +72,14 @@ class Settings:
     frozen_buffers: tuple[str, ...] = ()
     statistics_samples: int = 4096
     control: StepControl = field(default_factory=StepControl)
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        above_zero(self, names=["tolerance"])
+        within(self, 0.0, 1.0, names=["tolerance"])  # at 1 the solve may stay where it is
+        whole(self, least=1, names=["max_products", "steps", "tries", "batch_size", "statistics_samples"])
+        not_below_zero(self, names=["stationarity", "damping"])
+        whole(self, least=0, names=["groups"])
 
 
 def forget(
@@ -99,22 +112,33 @@ def forget(
 
     Raises:
         NothingToForget: a set is empty, has doubles, or the two overlap.
+        BadSetting: the residual has another length than the moving parameters.
         NotCovered: learned state lies outside the curvature operator.
         NonFinite: numbers broke down.
         WeightsDoNotFit: the weights are not the recipe's.
         RecipeMisbehaves: rows that the recipe gives to forgotten samples do not exist, or retained samples reach them.
     """
+    forget_ids, retain_ids = plain_ids(forget_ids), plain_ids(retain_ids)
     check_sets(forget_ids, retain_ids)
     model, erased = without_owned(Model(recipe, weights, frozen_buffers=settings.frozen_buffers), forget_ids)
     objective = Objective(model, retain_ids, batch_size=settings.batch_size, cost=Cost(), shards=shards)
     check_coverage(objective)
     check_unreached(objective)
-    r0_P = torch.zeros_like(model.theta_P) if residual is None else model.free(residual.to(model.theta_P))
+    r0_P = _fitting(residual, model)
     descent = _Descent(objective, r0_P, settings, progress or (lambda _: None))
     theta_P, reason = descent.run()
     state = with_statistics(objective, theta_P, samples=settings.statistics_samples, batch_size=settings.batch_size)
     report = descent.report(theta_P, len(forget_ids), reason)
     return Update(weights=state, report=replace(report, erased_rows=erased))
+
+
+def _fitting(residual: Tensor | None, model: Model) -> Tensor:
+    """Return r0 where the model moves; torch would stretch a single number over all of it."""
+    if residual is None:
+        return torch.zeros_like(model.theta_P)
+    if residual.shape != model.theta_P.shape:
+        raise BadSetting(f"residual has shape {tuple(residual.shape)}, the model moves {len(model.theta_P)} parameters")
+    return model.free(residual.to(model.theta_P))
 
 
 class _Descent:

@@ -8,14 +8,14 @@ Shape suffix: P moving parameters.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import NonFinite, NotCovered, WeightsDoNotFit
+from .errors import NonFinite, NotCovered, RecipeMisbehaves, WeightsDoNotFit
 
 Weights = Mapping[str, Tensor]
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -108,7 +108,7 @@ class Model:
     Raises:
         WeightsDoNotFit: names or shapes differ from the built module's, or tied entries disagree.
         NonFinite: a weight is NaN or infinite.
-        NotCovered: no parameter may move.
+        NotCovered: no parameter may move, one that moves is complex, or the module keeps state that is no tensor.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Model:
         self.recomputed_buffers = _batch_statistics(self.module, self.frozen_buffers)
         self.names = _moving_names(recipe, self.module, self._aliases)
         moving = dict(self.module.named_parameters())
+        _check_real({name: moving[name] for name in self.names})
         self._fixed = {n: t.detach() for n, t in _all_tensors(self.module).items() if n not in self.names}
         self._like = {name: moving[name].detach() for name in self.names}
         self._sizes = [tensor.numel() for tensor in self._like.values()]
@@ -161,9 +162,13 @@ class Model:
         return self._aliases.get(name, name)
 
     def call(self, moving: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """Run the module with these moving parameters; everything else stays as registered."""
+        """Run the module with these moving parameters; everything else stays as registered.
+
+        Raises:
+            RecipeMisbehaves: the module returned something else than one tensor.
+        """
         arguments, named = split_arguments(inputs)
-        return cast("Tensor", functional_call(self.module, {**self._fixed, **moving}, arguments, named))
+        return one_tensor(functional_call(self.module, {**self._fixed, **moving}, arguments, named))
 
     def drawn(self, seed: int) -> Tensor:
         """Return the moving parameters as `recipe.build()` draws them from this seed, shape (P,)."""
@@ -185,9 +190,49 @@ def build(recipe: Recipe) -> nn.Module:
         return recipe.build()
 
 
+def fetch(recipe: Recipe, sample_ids: Sequence[int]) -> tuple[Inputs, Tensor]:
+    """Fetch samples and refuse an answer that lost some.
+
+    Raises:
+        RecipeMisbehaves: another number of targets than ids, or something else than tensors.
+    """
+    inputs, targets = recipe.fetch(sample_ids)
+    positional, named = split_arguments(inputs)
+    odd = {type(part).__name__ for part in (*positional, *named.values(), targets) if not isinstance(part, Tensor)}
+    if odd:
+        raise RecipeMisbehaves(f"fetch returned {sorted(odd)}: inputs are a tensor, or a tuple or dict of tensors")
+    if targets.ndim == 0 or len(targets) != len(sample_ids):
+        count = len(targets) if targets.ndim else "no row of"
+        raise RecipeMisbehaves(f"fetch returned {count} targets for {len(sample_ids)} ids")
+    return inputs, targets
+
+
+def one_tensor(outputs: object) -> Tensor:
+    """Refuse what a module returned if it is not the one tensor that the loss is a function of."""
+    if not isinstance(outputs, Tensor):
+        raise RecipeMisbehaves(
+            f"the module returned a {type(outputs).__name__}: return one tensor with a row per sample, "
+            "or let `build` wrap the module in one that does"
+        )
+    return outputs
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's state dict, which a file of tensors must be able to hold.
+
+    Raises:
+        NotCovered: naming entries that are no tensors.
+    """
+    state = dict(module.state_dict())
+    odd = sorted(name for name, entry in state.items() if not isinstance(entry, Tensor))
+    if odd:
+        raise NotCovered(f"the module keeps {odd}, which are no tensors (get_extra_state): make them buffers")
+    return state
+
+
 def check_fit(module: nn.Module, weights: Weights) -> None:
     """Refuse weights that are not a finite state of this module, naming what is missing, unexpected or misshapen."""
-    expected = module.state_dict()
+    expected = tensors_of(module)
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     both = sorted(expected.keys() & weights.keys())
     misshapen = [
@@ -232,6 +277,13 @@ def _moving_names(recipe: Recipe, module: nn.Module, aliases: Mapping[str, str])
     if not names:
         raise NotCovered("no parameter of this model may move")
     return names
+
+
+def _check_real(moving: Mapping[str, Tensor]) -> None:
+    """Refuse complex parameters: vectors of moving parameters are real, and half of each number would be lost."""
+    odd = [name for name, parameter in moving.items() if not parameter.is_floating_point()]
+    if odd:
+        raise NotCovered(f"{odd} are no real numbers: keep real and imaginary parts apart, or freeze them with `moves`")
 
 
 def _batch_statistics(module: nn.Module, frozen: Sequence[str]) -> tuple[str, ...]:

@@ -17,16 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from .errors import NonFinite, NotCovered, NothingToForget, RecipeMisbehaves
-from .model import (
-    Inputs,
-    Model,
-    Recipe,
-    Weights,
-    split_arguments,
-)
+from .bounds import plain_ids
+from .errors import BadSetting, NonFinite, NotCovered, NothingToForget, RecipeMisbehaves
+from .model import Inputs, Model, Recipe, Weights, fetch, split_arguments
+from .persample import check_per_sample
 from .sharding import ALONE, Shards
 
 
@@ -74,6 +70,8 @@ class Objective:
     ) -> None:
         if not sample_ids:
             raise NothingToForget("an objective over no samples has no minimum")
+        if batch_size < 1:
+            raise BadSetting(f"batch_size is {batch_size}: a chunk has one sample or more")
         self.model = model
         self.sample_ids = list(sample_ids)
         self.cost = cost if cost is not None else Cost()
@@ -187,18 +185,6 @@ class _Chunks:
         return inputs, targets
 
 
-def fetch(recipe: Recipe, sample_ids: Sequence[int]) -> tuple[Inputs, Tensor]:
-    """Fetch samples and refuse an answer that lost some.
-
-    Raises:
-        RecipeMisbehaves: another number of targets than ids.
-    """
-    inputs, targets = recipe.fetch(sample_ids)
-    if len(targets) != len(sample_ids):
-        raise RecipeMisbehaves(f"fetch returned {len(targets)} targets for {len(sample_ids)} ids")
-    return inputs, targets
-
-
 def residual(recipe: Recipe, weights: Weights, all_ids: Sequence[int], *, batch_size: int = 1024) -> Tensor:
     """Return r0 = ∇J_D(θ0), the training gradient that the owner's optimiser left, shape (P,), float64.
 
@@ -206,7 +192,7 @@ def residual(recipe: Recipe, weights: Weights, all_ids: Sequence[int], *, batch_
     step that ignored r0 would mix more training into the forgetting.
     """
     model = Model(recipe, weights)
-    return Objective(model, all_ids, batch_size=batch_size).gradient(model.theta_P)
+    return Objective(model, plain_ids(all_ids), batch_size=batch_size).gradient(model.theta_P)
 
 
 def check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
@@ -221,11 +207,12 @@ def check_sets(forget_ids: Sequence[int], retain_ids: Sequence[int]) -> None:
 def check_coverage(objective: Objective) -> None:
     """Refuse a model with learned state outside the operator: parameters without a path, buffers that training moves.
 
-    Batch statistics pass: they are recomputed on retained samples after the step. Runs one gradient on the first chunk
-    and one forward pass of a copy in training mode; the model is not touched.
+    Batch statistics pass: they are recomputed on retained samples after the step. Runs one gradient on the first chunk,
+    one forward pass of a copy in training mode, and four samples alone and together; the model is not touched.
 
     Raises:
         NotCovered: naming the parameters, buffers or modules.
+        RecipeMisbehaves: the losses are not per sample, or other ones at every call.
     """
     model = objective.model
     inputs, targets = next(objective.chunks())
@@ -240,6 +227,7 @@ def check_coverage(objective: Objective) -> None:
     mixing = _mixes_samples(model.module)
     if mixing:
         raise NotCovered(f"{mixing} normalise by the batch at hand in eval mode too: no loss belongs to one sample")
+    check_per_sample(model, objective.sample_ids)
 
 
 def require_finite(what: str, *tensors: Tensor | float) -> None:
@@ -259,7 +247,13 @@ def _buffers_that_training_moves(model: Model, inputs: Inputs) -> list[str]:
     with torch.no_grad(), torch.random.fork_rng():
         twin(*positional, **named)
     moved = [name for name, tensor in twin.named_buffers() if not torch.equal(tensor, before[name])]
-    return [name for name in moved if before[name].is_floating_point()]
+    return [name for name in moved if name not in _batch_counts(twin)]
+
+
+def _batch_counts(module: nn.Module) -> set[str]:
+    """Name the counters of batches: they tell how often statistics were gathered, and nothing about anybody."""
+    norms = [prefix for prefix, part in module.named_modules() if isinstance(part, _NormBase)]
+    return {f"{prefix}.num_batches_tracked".lstrip(".") for prefix in norms}
 
 
 def _mixes_samples(module: nn.Module) -> list[str]:

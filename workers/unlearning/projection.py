@@ -7,7 +7,8 @@ what the model says; M the loss's own curvature at the references. Small is meas
 data: E_R is its EK-FAC, fitted once per registered version, so that a step reads S alone and its cost does not grow
 with the training set. On the handwriting network (six forget sets) this metric came nearer to retraining than the exact
 GGN of a random subsample at the same counted cost: ρ 0.67 at 4.9 % of a retraining against 0.80 at 5.5 %
-(a scratch study, docs/adr/0008; `make bench-unlearning` has 0.82 at 2.8 %). The solve is cut short after a few products on purpose; the cut is its trust region.
+(a scratch study, docs/adr/0008; `make bench-unlearning` has 0.82 at 2.8 %). The solve is cut short after a few
+products on purpose; the cut is its trust region.
 
 Shape suffixes: N samples of a chunk, K samples to forget, P moving parameters.
 """
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from .calibration import Law
+from .bounds import above_zero, not_below_zero, one_of, plain_ids, whole
+from .calibration import Law, check_law
 from .curvature import GaussNewton
-from .errors import NonFinite
+from .errors import ForeignReferences, NonFinite
 from .factors import Ekfac
-from .model import Inputs, Model, Progress, Recipe, Weights
-from .objective import Cost, Objective, check_coverage, check_sets, fetch
-from .references import Level, References
+from .model import Inputs, Model, Progress, Recipe, Weights, fetch
+from .objective import Cost, Objective, check_coverage, check_sets
+from .references import LEVELS, Level, References
 from .report import Update, UpdateReport
 from .rows import check_unreached, without_owned
 from .solve import NoConvergence, Solution, conjugate_gradients
@@ -50,6 +52,9 @@ class Projection:
         statistics_samples: retained samples that batch statistics are estimated on.
         frozen_buffers: buffers that training moves and that the caller accepts to leave.
         control: thresholds of the step control.
+
+    Raises:
+        BadSetting: a value by which nothing would move, or nobody could tell what; the message names the field.
     """
 
     products: int = 10
@@ -61,6 +66,13 @@ class Projection:
     statistics_samples: int = 4096
     frozen_buffers: tuple[str, ...] = ()
     control: StepControl = field(default_factory=StepControl)
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        whole(self, least=1, names=["products", "steps", "batch_size", "statistics_samples"])
+        above_zero(self, names=["slack"])
+        not_below_zero(self, names=["damping"])
+        one_of("level", self.level, LEVELS)
 
 
 def project(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehand
@@ -91,13 +103,20 @@ def project(  # noqa: PLR0913 - model, sides, and what was fitted for it beforeh
     Raises:
         NothingToForget: a set is empty, has doubles, or the two overlap.
         MissingReferences: a forgotten sample has none.
+        BadSetting: the law is none.
+        FactorsDoNotFit: the curvature is of other parameters.
+        ForeignReferences: the references have another shape than the outputs.
         NotCovered: learned state lies outside the operator.
+        RecipeMisbehaves: losses are not per sample, or retained samples reach rows that are to be erased.
         NonFinite: numbers broke down.
     """
+    check_law(law)
+    forget_ids, retain_ids = plain_ids(forget_ids), plain_ids(retain_ids)
     check_sets(forget_ids, retain_ids)
     model, erased = without_owned(Model(recipe, weights, frozen_buffers=settings.frozen_buffers), forget_ids)
+    factors.check_fits(model)
     retained = Objective(model, retain_ids, batch_size=settings.batch_size, cost=Cost())
-    check_coverage(Objective(model, forget_ids[:_PROBE], cost=retained.cost))
+    check_coverage(Objective(model, [*forget_ids[:_PROBE], *retain_ids[:_PROBE]], batch_size=_PROBE))
     check_unreached(Objective(model, retain_ids[:_PROBE], cost=retained.cost))
     target_K = references.target(forget_ids, repeats=references.teachers, level=settings.level, law=law)
     pulled = _pulled(model, forget_ids, target_K, settings, retained.cost)
@@ -140,13 +159,25 @@ class Pull:
     def loss(self, outputs: Tensor, rows_N: Tensor, /) -> Tensor:
         """Return the quadratic per sample, shape (N,)."""
         assert self._truth_K is not None
-        reference_N = self.target_K[rows_N].to(outputs)
+        reference_N = same_shape(self.target_K[rows_N].to(outputs), outputs)
         truth_N = self._truth_K[rows_N]
         away_N = outputs - reference_N
         slope = grad(lambda z: self.owner.loss(z, truth_N).sum())
         curved_N = grad(lambda z: (slope(z) * away_N).sum())(reference_N)
         products: Tensor = away_N * curved_N
-        return products.flatten(1).sum(1) / (2 * self.slack)
+        return products.reshape(len(products), -1).sum(1) / (2 * self.slack)
+
+
+def same_shape(reference_N: Tensor, outputs: Tensor) -> Tensor:
+    """Return the references, which torch would stretch to the outputs' shape if it could.
+
+    Raises:
+        ForeignReferences: with both shapes.
+    """
+    if reference_N.shape != outputs.shape:
+        kept, said = tuple(reference_N.shape[1:]), tuple(outputs.shape[1:])
+        raise ForeignReferences(f"references have shape {kept} per sample, the model's outputs {said}")
+    return reference_N
 
 
 def _pulled(model: Model, forget_ids: Sequence[int], target_K: Tensor, settings: Projection, cost: Cost) -> Objective:
@@ -167,7 +198,7 @@ class _Walk:
         self.scale = len(retained) / factors.samples
         self.shift = retained.l2 + settings.damping
         self.trials: list[Trial] = []
-        self.shortened = False
+        self.shortened = self.pulls = False
 
     def run(self) -> Tensor:
         """Return where the steps ended."""
@@ -176,6 +207,7 @@ class _Walk:
             value, slope_P = self.pulled.value(theta_P), self.pulled.gradient(theta_P)
             if not bool(slope_P.isfinite().all()):
                 raise NonFinite("the pull towards the references is not finite")
+            self.pulls = self.pulls or bool(slope_P.any())
             solved = self._solve(theta_P, -slope_P, done=number / self.settings.steps)
             step_P = self._longest(theta_P, value, slope_P, solved)
             if step_P is None:
@@ -185,11 +217,9 @@ class _Walk:
         return theta_P
 
     def report(self, theta_P: Tensor, erased: int) -> UpdateReport:
-        """Sum the steps up; a shortened last step leaves data in the model and says so."""
-        moved_P = theta_P - self.pulled.model.theta_P
-        refused = not self.trials or not self.trials[-1].accepted
-        reason = "no step was accepted" if refused else "the last step was shortened" if self.shortened else None
-        model = self.retained.model
+        """Sum the steps up; what cut the last one short leaves data in the model, and is told."""
+        moved_P, model = theta_P - self.pulled.model.theta_P, self.retained.model
+        reason = self._shortfall(theta_P)
         return UpdateReport(
             method="projection",
             complete=reason is None,
@@ -207,6 +237,14 @@ class _Walk:
             recomputed_buffers=model.recomputed_buffers,
             erased_rows=erased,
         )
+
+    def _shortfall(self, theta_P: Tensor) -> str | None:
+        if not self.trials or not self.trials[-1].accepted:
+            return "no step was accepted"
+        model = self.retained.model
+        if self.pulls and torch.equal(model.flatten(model.unflatten(theta_P)), model.theta_P):
+            return "nothing moved, though the outputs are not the references': no way down, or a step below rounding"
+        return "the last step was shortened" if self.shortened else None
 
     def _solve(self, theta_P: Tensor, b_P: Tensor, *, done: float) -> Solution:
         """Run the solve's products; what it has not reached by then it is not meant to reach."""

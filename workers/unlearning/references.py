@@ -15,20 +15,20 @@ Shape suffixes: R repeats, N samples. Outputs have any further shape; classes ar
 
 import itertools
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .calibration import Law, divergence, log_probabilities, part_of, predict, trained
+from . import fingerprint
+from .bounds import one_of, plain_ids
+from .calibration import Law, check_law, divergence, log_probabilities, part_of, predict, trained
 from .deal import Deal, in_order
 from .errors import (
+    DamagedFile,
     ForeignReferences,
     MissingReferences,
     NotTrainable,
@@ -36,10 +36,12 @@ from .errors import (
     TooFewRetrainings,
 )
 from .model import Progress, Recipe, Trains
+from .tensor_files import read_tensors, write_tensors
 
 Level = Literal["logits", "probabilities", "draw"]
 """How several references become one target: the mean of logits, the mean of probabilities, or the first one alone."""
 
+LEVELS = "logits", "probabilities", "draw"
 LEAST_LOG_PROBABILITY = math.log(torch.finfo(torch.float32).tiny)  # a float32 softmax cannot say less than e^-87
 
 
@@ -106,7 +108,13 @@ class References:
             repeats: the references to use, normally `teachers` or some of them; "draw" takes the first.
             level: how several become one.
             law: what the outputs mean.
+
+        Raises:
+            BadSetting: no such level or law.
+            MissingReferences: as `of`.
         """
+        check_law(law)
+        one_of("level", level, LEVELS)
         used = repeats[:1] if level == "draw" else repeats
         outputs_RN = self.of(sample_ids, repeats=used).double()
         if law == "plain":
@@ -141,19 +149,20 @@ class References:
 
         A crash leaves the old file or the new one, and at worst a `.tmp` beside it that the next save overwrites.
         """
-        _write(path, self._tensors(), self._metadata() | _digests(weights_digest, manifest_digest))
+        write_tensors(path, self._tensors(), self._metadata() | _digests(weights_digest, manifest_digest))
 
     @classmethod
     def load(cls, path: Path, *, weights_digest: str, manifest_digest: str) -> Self:
         """Read what `save` wrote.
 
         Raises:
+            DamagedFile: the file was cut or altered, or is none of ours.
             ForeignReferences: the file belongs to other weights or another manifest.
         """
-        tensors, metadata = _read(path)
+        tensors, metadata = read_tensors(path)
         for name, wanted in _digests(weights_digest, manifest_digest).items():
-            if metadata[name] != wanted:
-                raise ForeignReferences(f"references of {name} {metadata[name]} were offered for {wanted}")
+            if metadata.get(name) != wanted:
+                raise ForeignReferences(f"references of {name} {metadata.get(name)} were offered for {wanted}")
         return cls._from(tensors, metadata)
 
     @classmethod
@@ -161,11 +170,17 @@ class References:
         """Rewrite the file without these samples and return how many rows went; 0 when repeated.
 
         The old file is unlinked by the replacement. Whether its blocks are overwritten is up to the storage below.
+
+        Raises:
+            DamagedFile: the file was cut or altered, or is none of ours.
+            ForeignReferences: it holds no references.
         """
-        tensors, metadata = _read(path)
+        tensors, metadata = read_tensors(path)
+        if "outputs" not in tensors or "folds" not in metadata:
+            raise ForeignReferences(f"{path.name} holds no references")
         before = cls._from(tensors, metadata)
         after = before.without(sample_ids)
-        _write(path, after._tensors(), metadata)  # noqa: SLF001 - the same class
+        write_tensors(path, after._tensors(), metadata)  # noqa: SLF001 - the same class
         return len(before.sample_ids) - len(after.sample_ids)
 
     def _rows(self, sample_ids: Sequence[int]) -> Tensor:
@@ -203,6 +218,7 @@ def cross_fit(  # noqa: PLR0913 - the people, the three numbers of the deal, and
 
     The order of the people and of their samples does not matter. With a directory, every finished fold's predictions
     (personal data too) are kept there and a second call goes on after them; call `discard` once the result is saved.
+    The directory is bound to the people, the numbers, the recipe's source and the samples it fetches first.
 
     Args:
         recipe: must also be a `Trains`.
@@ -218,7 +234,8 @@ def cross_fit(  # noqa: PLR0913 - the people, the three numbers of the deal, and
     Raises:
         NotTrainable: the recipe has no `train`.
         NotDealable: people, folds and repeats do not go together.
-        ForeignReferences: the directory holds folds of other people, folds, repeats, seed or `about`.
+        ForeignReferences: the directory holds folds of other people, folds, repeats, seed, `about` or recipe.
+        DamagedFile: a fold in the directory was cut or altered: `discard_damaged` makes room for a new one.
         RecipeMisbehaves: `train` returned another module than `build`, or its outputs are not one row per sample.
         NonFinite: a training diverged.
     """
@@ -226,6 +243,8 @@ def cross_fit(  # noqa: PLR0913 - the people, the three numbers of the deal, and
         raise NotTrainable("the recipe has no train(sample_ids, seed, progress): no references can be fitted")
     plan = Deal(in_order(members), in_order(strangers), folds, repeats, seed, about)
     plan.check()
+    if directory is not None:
+        plan = replace(plan, recipe=fingerprint.of_recipe(recipe, plan.everybody))
     _check_directory(directory, plan.digest)
     references: References | None = None
     for step, (repeat, fold) in enumerate(itertools.product(range(repeats), range(folds))):
@@ -244,16 +263,31 @@ def discard(directory: Path) -> None:
         path.unlink()
 
 
+def discard_damaged(directory: Path) -> list[str]:
+    """Delete the folds that were cut or altered, and tell their names: those alone are trained anew."""
+    found = [path for path in sorted(directory.glob("fold-*.safetensors")) if _is_damaged(path)]
+    for path in found:
+        path.unlink()
+    return [path.name for path in found]
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        return "outputs" not in read_tensors(path)[0]
+    except DamagedFile:
+        return True
+
+
 def _fold(recipe: Recipe, plan: Deal, repeat: int, fold: int, *, directory: Path | None, progress: Progress) -> Tensor:
     """Return one fold's predictions, from the directory if they wait there."""
     path = directory / f"fold-{repeat:03d}-{fold:03d}.safetensors" if directory else None
     if path and path.exists():
-        return _read(path)[0]["outputs"]
+        return read_tensors(path)[0]["outputs"]
     seed = plan.train_seed(repeat, fold)
     weights = trained(recipe, plan.retained(repeat, fold), seed=seed, progress=progress)
     outputs = predict(recipe, weights, plan.scored(repeat, fold))
     if path:
-        _write(path, {"outputs": outputs.contiguous()}, {"settings": plan.digest})
+        write_tensors(path, {"outputs": outputs}, {"settings": plan.digest})
     return outputs
 
 
@@ -276,27 +310,12 @@ def _check_directory(directory: Path | None, digest: str) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     found = sorted(directory.glob("fold-*.safetensors"))
-    foreign = [path.name for path in found if _read(path)[1].get("settings") != digest]
+    foreign = [path.name for path in found if read_tensors(path)[1].get("settings") != digest]
     if foreign:
         raise ForeignReferences(
-            f"{len(foreign)} of {len(found)} folds kept here are of other people, folds, repeats, seed or recipe: "
+            f"{len(foreign)} of {len(found)} folds here are of other people, folds, repeats, seed, recipe or data: "
             "discard them or choose another directory"
         )
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write beside and replace: a crash before the last line leaves the old file as it was."""
-    beside = path.with_name(path.name + ".tmp")
-    save_file(tensors, beside, metadata)
-    with beside.open("rb") as written:
-        os.fsync(written.fileno())
-    beside.replace(path)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read into memory of our own: a mapped file would outlive its deletion."""
-    with safe_open(path, framework="pt") as opened:
-        return {name: opened.get_tensor(name).clone() for name in opened.keys()}, dict(opened.metadata())  # noqa: SIM118
 
 
 def _digests(weights_digest: str, manifest_digest: str) -> dict[str, str]:
@@ -316,4 +335,4 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def _ids(sample_ids: Sequence[int]) -> Tensor:
-    return torch.tensor(list(sample_ids), dtype=torch.int64)
+    return torch.tensor(plain_ids(sample_ids), dtype=torch.int64)

@@ -19,14 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .calibration import Law
+from .bounds import above_zero, not_below_zero, one_of, plain_ids, whole, within
+from .calibration import Law, check_law
 from .errors import NonFinite, NotCovered
-from .model import Model, Paced, Progress, Recipe, Weights
-from .objective import Cost, Objective, check_coverage, check_sets, fetch
-from .references import Level, References
+from .model import Model, Paced, Progress, Recipe, Weights, fetch
+from .objective import Cost, Objective, check_coverage, check_sets
+from .projection import same_shape
+from .references import LEVELS, Level, References
 from .report import Update, UpdateReport
-from .rows import without_owned
+from .rows import check_unreached, without_owned
 from .statistics import with_statistics
+
+_PROBE = 256  # samples on which coverage is checked
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Renewal:
         pull_share: samples of S per batch, as a share of the batch size.
         level: how several references become one target.
         statistics_samples: retained samples that batch statistics are estimated on.
+
+    Raises:
+        BadSetting: a value by which nothing would be renewed; the message names the field.
     """
 
     shrink: float = 0.3
@@ -51,6 +58,14 @@ class Renewal:
     pull_share: float = 0.25
     level: Level = "probabilities"
     statistics_samples: int = 4096
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        within(self, 0.0, 1.0, names=["shrink"])
+        above_zero(self, names=["epochs_for_shrink", "share", "pull_share"])
+        not_below_zero(self, names=["pull"])
+        one_of("level", self.level, LEVELS)
+        whole(self, least=1, names=["statistics_samples"])
 
     def step_back(self, epochs: float) -> float:
         """Return s for a training of so many epochs.
@@ -87,16 +102,22 @@ def renew(  # noqa: PLR0913 - model, sides, and what was fitted for it beforehan
         progress: called with a share in [0, 1].
 
     Raises:
+        BadSetting: the law is none, or the recipe's pace trains nothing.
         NotCovered: the recipe does not tell how it trains, or learned state lies outside the moving parameters.
         NothingToForget: a set is empty, has doubles, or the two overlap.
         MissingReferences: a forgotten sample has none.
+        ForeignReferences: the references have another shape than the outputs.
+        RecipeMisbehaves: losses are not per sample, or retained samples reach rows that are to be erased.
         NonFinite: training diverged.
     """
+    check_law(law)
+    forget_ids, retain_ids = plain_ids(forget_ids), plain_ids(retain_ids)
     check_sets(forget_ids, retain_ids)
     paced = _paced(recipe)
     model, erased = without_owned(Model(recipe, weights), forget_ids)
     retained = Objective(model, retain_ids, batch_size=1024, cost=Cost())
-    check_coverage(Objective(model, forget_ids[:256], cost=retained.cost))
+    check_coverage(Objective(model, [*forget_ids[:_PROBE], *retain_ids[:_PROBE]], batch_size=_PROBE))
+    check_unreached(Objective(model, retain_ids[:_PROBE], cost=retained.cost))
     walk = _Walk(retained, paced, seed, settings.share * paced.epochs)
     if settings.pull:
         target_N = references.target(forget_ids, repeats=references.teachers, level=settings.level, law=law)
@@ -120,10 +141,11 @@ def ordinary_epoch(
 
     Raises:
         NotCovered: the recipe does not tell how it trains.
+        BadSetting: its pace trains nothing.
         NonFinite: training diverged.
     """
     model = Model(recipe, weights)
-    retained = Objective(model, retain_ids)
+    retained = Objective(model, plain_ids(retain_ids))
     theta_P = _Walk(retained, _paced(recipe), seed, epochs).run(model.theta_P, lambda _: None)
     return with_statistics(retained, theta_P)
 
@@ -172,12 +194,12 @@ class _Walk:
         model = self.retained.model
         inputs, _ = fetch(model.recipe, [self._forget_ids[row] for row in rows])
         outputs = model.call(leaves, inputs)
-        target = self._target_N[torch.tensor(rows)].to(outputs)
+        target = same_shape(self._target_N[torch.tensor(rows)].to(outputs), outputs)
         self.retained.cost.add(len(rows), 1)
         if self._law == "plain":
-            return 0.5 * (outputs - target).square().flatten(1).sum(1).mean()
+            return 0.5 * (outputs - target).square().reshape(len(rows), -1).sum(1).mean()
         kl = functional.kl_div(outputs.log_softmax(-1), target.log_softmax(-1), reduction="none", log_target=True)
-        return kl.flatten(1).sum(1).mean()
+        return kl.reshape(len(rows), -1).sum(1).mean()
 
 
 def _shrunk(model: Model, share: float, seed: int) -> Tensor:
@@ -216,6 +238,8 @@ def _arrived(model: Model, leaves: dict[str, Tensor], before_P: Tensor) -> Tenso
 def _paced(recipe: Recipe) -> Paced:
     if not isinstance(recipe, Paced):
         raise NotCovered("the recipe has no lr, batch_size and epochs: renewal does not know how it trains")
+    above_zero(recipe, names=["lr", "epochs"])
+    whole(recipe, least=1, names=["batch_size"])
     return recipe
 
 

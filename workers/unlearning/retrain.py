@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
-from .errors import NothingToForget, NotTrainable
-from .model import Progress, Recipe, Trains, build, check_fit
+from .bounds import plain_ids
+from .errors import NothingToForget, NotTrainable, RecipeMisbehaves
+from .model import Progress, Recipe, Trains, build, check_fit, tensors_of
 from .report import Update, UpdateReport
 
 
@@ -21,19 +23,24 @@ def retrain(recipe: Recipe, retain_ids: Sequence[int], *, seed: int, progress: P
     Raises:
         NotTrainable: the recipe has no `train`.
         NothingToForget: no samples to train on.
+        RecipeMisbehaves: `train` returned no module.
+        NotCovered: the module keeps state that is no tensor.
         WeightsDoNotFit: the trained module is not what `build` returns.
         NonFinite: training diverged.
     """
     if not isinstance(recipe, Trains):
         raise NotTrainable("the recipe has no train(sample_ids, seed, progress)")
-    if not retain_ids:
+    sample_ids = plain_ids(retain_ids)
+    if not sample_ids:
         raise NothingToForget("no samples are left to train on")
     with torch.random.fork_rng():
-        trained = recipe.train(list(retain_ids), seed=seed, progress=progress or (lambda _: None))
-    weights = {name: tensor.detach().clone() for name, tensor in trained.state_dict().items()}
+        trained = recipe.train(list(sample_ids), seed=seed, progress=progress or (lambda _: None))
+    if not isinstance(trained, nn.Module):  # an owner who forgot the last line
+        raise RecipeMisbehaves(f"train() returned {type(trained).__name__}: it must return the trained module")
+    weights = {name: tensor.detach().clone() for name, tensor in tensors_of(trained).items()}
     module = build(recipe)
     check_fit(module, weights)
-    return Update(weights=weights, report=_report(len(retain_ids), sum(p.numel() for p in module.parameters()), seed))
+    return Update(weights=weights, report=_report(len(sample_ids), sum(p.numel() for p in module.parameters()), seed))
 
 
 def _report(retained: int, parameters: int, seed: int) -> UpdateReport:

@@ -8,6 +8,8 @@ finished: it is reported incomplete and routed on.
 import math
 from dataclasses import dataclass
 
+from .bounds import within
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -56,6 +58,16 @@ class StepControl:
     raise_by: float = 4.0
     relax_by: float = 3.0
     max_function_step: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds by which every step or none could be taken unnoticed.
+
+        Raises:
+            BadSetting: naming the field.
+        """
+        within(self, -math.inf, math.inf, names=["accept_above", "relax_above"])
+        within(self, 1.0, math.inf, names=["raise_by", "relax_by"])
+        within(self, 0.0, math.inf, names=["max_function_step"])
 
     def accepts(self, *, actual: float, predicted: float, function_step: float, rounding: float) -> bool:
         """Tell whether a step may be taken; differences below `rounding` count as agreement."""

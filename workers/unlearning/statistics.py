@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import NotCovered
-from .model import STATISTICS, Model, split_arguments
-from .objective import Cost, Objective, fetch
+from .model import STATISTICS, Model, fetch, split_arguments
+from .objective import Cost, Objective
 
 
 def with_statistics(

@@ -328,3 +328,44 @@ def test_the_given_weights_are_never_written_to() -> None:
     before = {name: tensor.clone() for name, tensor in weights.items()}
     certified(PEOPLE, EVERYONE, weights=weights)
     assert all(torch.equal(weights[name], before[name]) for name in weights)
+
+
+@pytest.mark.parametrize("delta", [0, -1, 1, 2, math.nan, math.inf])
+def test_a_delta_outside_its_range_is_refused_and_no_search_runs_on(delta: float) -> None:
+    ridge = Ridge(samples=20, features=3, seed=0)
+    certificate = resolve(ridge, ridge.solved(range(20)), retain_ids=range(9), tolerance=1e-9, epsilon=1, delta=0.1)[2]
+    for ask in (
+        lambda: epsilon_of(0.1, delta=delta),
+        lambda: mu_of(0.1, delta=delta),
+        lambda: compose([certificate], delta=delta),
+    ):
+        with pytest.raises(Uncertifiable, match="δ"):
+            ask()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_numbers_that_bound_nothing_are_refused(bad: float) -> None:
+    with pytest.raises(Uncertifiable):
+        delta_of(bad, epsilon=1.0)
+    with pytest.raises(Uncertifiable):
+        epsilon_of(bad, delta=1e-5)
+    ridge = Ridge(samples=20, features=3, seed=0)
+    asked = {"tolerance": 1e-9, "epsilon": 1.0, "delta": 1e-5}
+    for name in asked:
+        with pytest.raises(Uncertifiable):
+            resolve(ridge, ridge.solved(range(20)), retain_ids=range(9), **{**asked, name: bad})
+    with pytest.raises(Uncertifiable):
+        resolve(ridge, ridge.solved(range(20)), retain_ids=range(9), **asked, sigma=bad)
+
+
+def test_nothing_composes_to_nothing() -> None:
+    with pytest.raises(Uncertifiable, match="no certificate"):
+        compose([], delta=1e-5)
+
+
+def test_an_epsilon_that_is_no_number_is_refused() -> None:
+    for epsilon in (-1.0, math.nan, math.inf):
+        with pytest.raises(Uncertifiable):
+            delta_of(0.1, epsilon=epsilon)
+        with pytest.raises(Uncertifiable):
+            mu_of(epsilon, delta=1e-5)

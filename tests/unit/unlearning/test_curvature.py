@@ -213,7 +213,7 @@ def test_an_operation_without_forward_mode_is_refused() -> None:
 
     toy = Toy(lambda: Doubling(2, 3), torch.ones(4, 2).double(), torch.tensor([0, 1, 2, 0]))
     objective = _objective(toy, 4)
-    with pytest.raises(NotCovered, match="no forward-mode derivative"):
+    with pytest.raises(NotCovered, match="no forward-mode derivative, renewal or retraining do without"):
         GaussNewton(objective, objective.model.theta_P).product(torch.ones_like(objective.model.theta_P))
 
 

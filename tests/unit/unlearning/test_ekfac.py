@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 from torch.nn import functional
@@ -14,7 +15,7 @@ from torch.nn import functional
 from tests.unit.unlearning.problems import PROBLEMS, Toy, dense_ggn
 from workers.unlearning.cotangents import cotangents, rough_root, square_root
 from workers.unlearning.ekfac import SAVE_EVERY, Block, Ekfac, fit
-from workers.unlearning.errors import FactorsDoNotFit, NotCovered, NotInvertible
+from workers.unlearning.errors import BadSetting, DamagedFile, FactorsDoNotFit, NotCovered, NotInvertible
 from workers.unlearning.model import Model
 from workers.unlearning.objective import Objective
 from workers.unlearning.solve import conjugate_gradients
@@ -263,7 +264,7 @@ def test_factors_of_another_model_or_manifest_are_refused(tmp_path: Path) -> Non
     with pytest.raises(FactorsDoNotFit, match="the model moves"):
         Ekfac.load(path, Model(other, other.weights), weights_digest="w", manifest_digest="m")
     path.write_bytes(b"torn")
-    with pytest.raises(FactorsDoNotFit, match="not a safetensors file"):
+    with pytest.raises(DamagedFile, match="not a safetensors file"):
         Ekfac.load(path, model, weights_digest="w", manifest_digest="m")
 
 
@@ -304,6 +305,64 @@ def test_a_file_of_another_fit_is_not_resumed(tmp_path: Path) -> None:
     fitted(over_all(mlp(), batch_size=1), seed=1, resume=path)
     with pytest.raises(FactorsDoNotFit, match="belongs to the fit"):
         fitted(over_all(mlp(), batch_size=1), seed=2, resume=path)
+
+
+class Halves(nn.Sequential):
+    """The first layer stays as it is, and so does a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class Head(Toy):
+    def moves(self, name: str) -> bool:
+        return name.startswith("2.")
+
+
+def head(*, scale: float = 1.0, labelled: int = 2) -> Head:
+    return Head(Halves, scale * draw(12, 6), labels(12, classes=3, seed=labelled))
+
+
+@pytest.mark.parametrize("other", ["inputs", "targets", "0.weight", "scale"])
+def test_a_fit_to_other_data_or_other_frozen_weights_is_not_resumed(tmp_path: Path, other: str) -> None:
+    path, toy = tmp_path / "state.safetensors", head()
+    ids, weights = range(12), head().weights
+    fitted(Objective(Model(toy, weights), ids, batch_size=1), resume=path)
+    changed = head(scale=2.0 if other == "inputs" else 1.0, labelled=3 if other == "targets" else 2)
+    after = {name: tensor + (name == other) for name, tensor in weights.items()}
+    with pytest.raises(FactorsDoNotFit, match="belongs to the fit"):
+        fitted(Objective(Model(changed, after), ids, batch_size=1), resume=path)
+    fitted(Objective(Model(toy, weights), ids, batch_size=1), resume=path)
+
+
+def test_a_fit_without_draws_is_refused() -> None:
+    with pytest.raises(BadSetting, match="draws is 0"):
+        fitted(over_all(mlp()), draws=0)
+
+
+def test_a_factors_file_in_which_a_bit_turned_over_is_refused(tmp_path: Path) -> None:
+    toy, path = mlp(), tmp_path / "f.safetensors"
+    fitted(over_all(toy)).save(path, weights_digest="w", manifest_digest="m")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 0x80]), whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match=r"f\.safetensors"):
+            Ekfac.load(path, Model(toy, toy.weights), weights_digest="w", manifest_digest="m")
+    save_file({"weight": torch.zeros(1)}, path, {"format": "ekfac-2", "weights": "w", "manifest": "m"})
+    with pytest.raises(DamagedFile, match="carries no digest"):
+        Ekfac.load(path, Model(toy, toy.weights), weights_digest="w", manifest_digest="m")
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, math.nan, math.inf])
+def test_eigenvalues_that_no_curvature_has_are_refused(wrong: float) -> None:
+    with pytest.raises(FactorsDoNotFit, match="1 of 1 blocks"):
+        Ekfac([Block("diagonal", ("a",), torch.tensor([[1.0, wrong]]))], {"a": (2,)}, samples=1)
+    with pytest.raises(FactorsDoNotFit, match="0 samples"):
+        Ekfac([Block("diagonal", ("a",), torch.ones(1, 2))], {"a": (2,)}, samples=0)
 
 
 def test_progress_rises_to_one_and_the_work_is_counted() -> None:

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.unlearning.problems import PROBLEMS, Toy, dense_gradient
-from workers.unlearning import NonFinite, NotCovered, NothingToForget, RecipeMisbehaves, WeightsDoNotFit, residual
+from workers.unlearning import (
+    BadSetting,
+    NonFinite,
+    NotCovered,
+    NothingToForget,
+    RecipeMisbehaves,
+    WeightsDoNotFit,
+    residual,
+    retrain,
+)
+from workers.unlearning.calibration import predict
 from workers.unlearning.model import Model
 from workers.unlearning.objective import Objective, check_coverage
 
@@ -159,3 +169,119 @@ def test_an_objective_over_no_samples_is_refused() -> None:
     toy = PROBLEMS["tied"]()
     with pytest.raises(NothingToForget):
         residual(toy, toy.weights, [])
+
+
+class Wavy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wave = nn.Parameter(torch.randn(2, 3, dtype=torch.complex64))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x.to(self.wave.dtype) @ self.wave).abs().to(x.dtype))
+
+
+class Float32(Toy):
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self._make()
+
+
+def test_complex_parameters_are_refused_before_half_of_each_is_lost() -> None:
+    toy = Float32(Wavy, _x.float(), _y)
+    with pytest.raises(NotCovered, match=r"\['wave'\] are no real numbers"):
+        Model(toy, toy.weights)
+
+    class Still(Float32):
+        def moves(self, name: str) -> bool:
+            return name != "wave"
+
+    still = Still(Wavy, _x.float(), _y)
+    model = Model(still, still.weights)
+    assert torch.equal(model.state(model.theta_P)["wave"], still.weights["wave"])
+
+
+class Counts(nn.Linear):
+    """Counts what it was trained on, in whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += torch.bincount(super().forward(x).argmax(-1), minlength=2)
+        return super().forward(x)
+
+
+def test_whole_numbers_that_training_counts_are_refused_and_a_count_of_batches_is_not() -> None:
+    toy = Toy(Counts, _x, _y)
+    with pytest.raises(NotCovered, match=r"\['seen'\]"):
+        check_coverage(Objective(Model(toy, toy.weights), range(6)))
+    check_coverage(Objective(Model(toy, toy.weights, frozen_buffers=["seen"]), range(6)))
+    normed = Toy(_normed, _x, _y)
+    partly = Model(normed, normed.weights, frozen_buffers=["1.running_mean", "1.running_var"])
+    check_coverage(Objective(partly, range(6)))
+
+
+class InTuple(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # the owner's habit
+        return super().forward(x), x
+
+
+class InDict(nn.Linear):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # the owner's habit
+        return {"logits": super().forward(x)}
+
+
+@pytest.mark.parametrize(("module", "kind"), [(InTuple, "tuple"), (InDict, "dict")])
+def test_outputs_that_are_no_tensor_are_refused_with_a_remedy(module: type[nn.Linear], kind: str) -> None:
+    toy = Toy(lambda: module(2, 2), _x, _y)
+    with pytest.raises(RecipeMisbehaves, match=f"returned a {kind}: return one tensor"):
+        residual(toy, toy.weights, range(6))
+    with pytest.raises(RecipeMisbehaves, match=f"returned a {kind}: return one tensor"):
+        predict(toy, toy.weights, range(6))
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def test_state_that_is_no_tensor_is_refused_with_a_remedy() -> None:
+    toy = Toy(lambda: Extra(2, 2), _x, _y)
+    with pytest.raises(NotCovered, match=r"_extra_state.*make them buffers"):
+        Model(toy, {"weight": torch.zeros(2, 2).double(), "bias": torch.zeros(2).double()})
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"), [(None, "train\\(\\) returned NoneType"), (Extra(2, 2).double(), "make them buffers")]
+)
+def test_a_training_that_returns_no_module_of_tensors_is_told_so(returned: object, sentence: str) -> None:
+    class Trained(Toy):
+        def train(self, *_: object, **__: object) -> object:
+            return returned
+
+    with pytest.raises((RecipeMisbehaves, NotCovered), match=sentence):
+        retrain(Trained(_two_layers, _x, _y), range(6), seed=0)
+
+
+@pytest.mark.parametrize("inputs", [[_x], {"x": None}, None])
+def test_inputs_that_are_no_tensors_are_refused(inputs: object) -> None:
+    class Odd(Toy):
+        def fetch(self, sample_ids: Sequence[int]) -> tuple[object, Tensor]:  # type: ignore[override]  # the mistake
+            return inputs, _y[list(sample_ids)]
+
+    toy = Odd(_two_layers, _x, _y)
+    with pytest.raises(RecipeMisbehaves, match="a tuple or dict of tensors"):
+        residual(toy, toy.weights, range(6))
+
+
+def test_chunks_of_no_samples_are_refused() -> None:
+    toy = PROBLEMS["tied"]()
+    for size in (0, -1):
+        with pytest.raises(BadSetting, match="batch_size"):
+            residual(toy, toy.weights, range(6), batch_size=size)

@@ -93,3 +93,27 @@ def test_a_verdict_that_ended_early_has_a_page_without_drawings() -> None:
     assert "must not be published" in text
     assert "No weight has changed." in text
     assert not _parsed(early).findall(".//figure")
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_{$ and $y", "income $10-$20", "a\x01b", "two\nlines", 'href="#a id="b', "\u202eabc", "--><b>"]
+)
+def test_whatever_a_group_is_called_the_page_is_well_formed_and_tells_it(name: str) -> None:
+    verdict = _verdict()
+    verdict["gates"][0]["segments"] = [_segment(f"group {name}", "failed")]
+    verdict["sentence"] = f"{name} is worse"
+    made = page(verdict, UPDATE, name)
+    text = " ".join(" ".join(_parsed(made).itertext()).split())
+    shown = " ".join(re.sub("[\x01\u202e]", "\ufffd", name).split())
+    assert f"group {shown}" in text
+    assert "\x01" not in made
+    assert "\u202e" not in made
+
+
+def test_a_statistic_that_is_null_is_left_out() -> None:
+    holes = {"strangers": [None, 0.0], "members": [2.0, None], "users": [None]}
+    verdict = _verdict(statistics_before=holes, resurrection={"statistics": holes})
+    verdict["gates"][0]["segments"].append({**_segment("group x", "failed"), "worsening": None})
+    assert len(_parsed(page(verdict, UPDATE, "Holes")).findall(".//figure")) == 2
+    verdict["gates"][1]["power_on_members"] = None
+    assert "Missed memories" not in page(verdict, UPDATE, "Holes")

@@ -7,11 +7,18 @@ from torch.func import functional_call, jacrev
 
 from tests.unit.unlearning.problems import Toy
 from workers.unlearning import ekfac
-from workers.unlearning.errors import MissingReferences, NothingToForget
+from workers.unlearning.errors import (
+    FactorsDoNotFit,
+    ForeignReferences,
+    MissingReferences,
+    NothingToForget,
+    RecipeMisbehaves,
+)
 from workers.unlearning.model import Model
 from workers.unlearning.objective import Objective
 from workers.unlearning.projection import Projection, project
 from workers.unlearning.references import References
+from workers.unlearning.renewal import renew
 from workers.unlearning.stability import StepControl
 
 DRAW = torch.Generator().manual_seed(3)
@@ -131,3 +138,142 @@ def test_the_given_weights_are_left_alone_and_missing_references_are_named() -> 
         project(recipe, weights, forget_ids=FORGET, references=refs.without([1]), **arguments)
     with pytest.raises(NothingToForget):
         project(recipe, weights, forget_ids=[5], references=refs, **arguments)
+
+
+class Paced(Toy):
+    """Half the squared error, of outputs (N,) or (N, 1) alike."""
+
+    lr, batch_size, epochs = 0.01, 8, 20.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (outputs - targets).square().reshape(len(targets), -1).sum(1)
+
+
+def flat_and_column() -> list[tuple[Paced, References]]:
+    """One regression twice: one number per sample, and a column of one number."""
+    values = torch.randn(2, 24, 1, generator=torch.Generator().manual_seed(9))
+    column = Paced(lambda: torch.nn.Sequential(torch.nn.Linear(5, 1)), INPUTS, NUMBERS[:, :1])
+    flat = Paced(lambda: torch.nn.Sequential(torch.nn.Linear(5, 1), torch.nn.Flatten(0)), INPUTS, NUMBERS[:, 0])
+    return [
+        (flat, References(torch.arange(24), values[..., 0], folds=2, seed=0)),
+        (column, References(torch.arange(24), values, folds=2, seed=0)),
+    ]
+
+
+def test_one_number_per_sample_is_projected_like_a_column_of_one() -> None:
+    found = [
+        project(
+            recipe,
+            recipe.weights,
+            forget_ids=FORGET,
+            retain_ids=RETAIN,
+            references=refs,
+            factors=fitted(recipe, recipe.weights),
+            law="plain",
+        ).weights
+        for recipe, refs in flat_and_column()
+    ]
+    assert not torch.equal(found[0]["0.weight"], flat_and_column()[0][0].weights["0.weight"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_one_number_per_sample_is_renewed_like_a_column_of_one() -> None:
+    found = [
+        renew(
+            recipe, recipe.weights, forget_ids=FORGET, retain_ids=RETAIN, references=refs, law="plain", seed=1
+        ).weights
+        for recipe, refs in flat_and_column()
+    ]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_references_of_another_shape_are_refused_and_not_stretched() -> None:
+    recipe = Toy(net, INPUTS, CLASSES)
+    arguments = {"forget_ids": FORGET, "retain_ids": RETAIN, "factors": fitted(recipe, recipe.weights)}
+    for refs, law in ((references(2), "softmax"), (references(1), "plain")):
+        with pytest.raises(ForeignReferences, match=r"the model's outputs \(3,\)"):
+            project(recipe, recipe.weights, references=refs, law=law, **arguments)
+    paced = Paced(net, INPUTS, NUMBERS.new_zeros(24, 3))
+    with pytest.raises(ForeignReferences, match=r"the model's outputs \(3,\)"):
+        renew(paced, paced.weights, forget_ids=FORGET, retain_ids=RETAIN, references=references(1), law="plain", seed=0)
+
+
+def test_factors_of_another_model_are_refused() -> None:
+    recipe = Toy(net, INPUTS, CLASSES)
+    other = Toy(lambda: torch.nn.Linear(5, 3), INPUTS, CLASSES)
+    with pytest.raises(FactorsDoNotFit, match="the model moves"):
+        project(
+            recipe,
+            recipe.weights,
+            forget_ids=FORGET,
+            retain_ids=RETAIN,
+            references=references(3),
+            factors=fitted(other, other.weights),
+            law="softmax",
+        )
+
+
+def test_a_solve_that_found_no_way_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curvature that turned out indefinite ends the solve at zero, which agrees with its own prediction."""
+    recipe = Toy(net, INPUTS, CLASSES)
+    factors = fitted(recipe, recipe.weights)
+    monkeypatch.setattr(factors, "product", lambda v_P: -1e6 * v_P)  # factors gone bad, not our code
+    update = project(
+        recipe,
+        recipe.weights,
+        forget_ids=FORGET,
+        retain_ids=RETAIN,
+        references=references(3),
+        factors=factors,
+        law="softmax",
+    )
+    assert update.report.step_norm == 0.0
+    assert not update.report.complete
+    assert "nothing moved" in str(update.report.reason)
+
+
+def test_a_model_that_says_what_its_references_say_is_complete_where_it_is() -> None:
+    recipe = Toy(lambda: torch.nn.Linear(5, 2, bias=False), INPUTS, NUMBERS)
+    said = (INPUTS @ recipe.weights["weight"].T).float().expand(2, -1, -1)
+    weights = {"weight": torch.zeros(2, 5).double()}
+    for values, complete in ((0 * said, True), (said, True)):
+        update = project(
+            recipe,
+            weights,
+            forget_ids=FORGET,
+            retain_ids=RETAIN,
+            references=References(torch.arange(24), values.contiguous(), folds=2, seed=0),
+            factors=fitted(recipe, weights),
+            law="plain",
+        )
+        assert update.report.complete == complete, update.report.reason
+        assert (update.report.step_norm == 0.0) == (not values.any())
+
+
+class Shared(torch.nn.Module):
+    """One row of an embedding for every fourth sample, whoever's it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = torch.nn.Embedding(4, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(x))
+
+
+class Claims(Paced):
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def owned_rows(self, sample_ids: list[int]) -> dict[str, list[int]]:
+        return {"rows.weight": sorted({i % 4 for i in sample_ids})}
+
+
+def test_rows_that_retained_samples_reach_are_not_erased_by_renewal_either() -> None:
+    recipe = Claims(Shared, torch.arange(24) % 4, CLASSES)
+    arguments = {"references": references(3), "law": "softmax", "seed": 0}
+    with pytest.raises(RecipeMisbehaves, match="retained samples reach rows"):
+        renew(recipe, recipe.weights, forget_ids=[0, 1], retain_ids=RETAIN, **arguments)
+    alone = [i for i in RETAIN if i % 4 > 1]
+    update = renew(recipe, recipe.weights, forget_ids=[0, 1], retain_ids=alone, **arguments)
+    assert update.report.erased_rows == 2

@@ -1,20 +1,25 @@
 """Cross-fitted references: who trained on whom, what is kept, what is deleted; each number against its own oracle."""
 
+import importlib
 import itertools
 import math
 import random
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.unlearning.calibration import choose_held_out, divergence, draw_canaries, noise_floor, predict
 from workers.unlearning.errors import (
+    DamagedFile,
     ForeignReferences,
     MissingReferences,
     NonFinite,
@@ -24,7 +29,8 @@ from workers.unlearning.errors import (
     TooFewRetrainings,
 )
 from workers.unlearning.model import Inputs, Progress
-from workers.unlearning.references import Level, References, cross_fit, discard
+from workers.unlearning.references import Level, References, cross_fit, discard, discard_damaged
+from workers.unlearning.tensor_files import digest_of, write_tensors
 from workers.unlearning.testing import Classification, Ridge
 
 torch.set_num_threads(1)
@@ -211,6 +217,109 @@ def test_discarding_leaves_no_prediction_behind_and_no_other_file_gone(tmp_path:
     (tmp_path / "references.safetensors").write_bytes(b"kept")
     discard(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["references.safetensors"]
+
+
+def test_folds_of_other_code_are_not_mixed_with_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner changes train() after a crash: the module of the recipe is another text under the same name."""
+    where = tmp_path / "folds"
+    (tmp_path / "owned_recipe.py").write_text(OWNED.format(value="1.0"))
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = importlib.import_module("owned_recipe").Owned()
+    first = cross_fit(recipe, MEMBERS, folds=2, repeats=2, directory=where)
+    assert torch.equal(cross_fit(recipe, MEMBERS, folds=2, repeats=2, directory=where).outputs, first.outputs)
+    (where / "fold-001-001.safetensors").unlink()
+    (tmp_path / "owned_recipe.py").write_text(OWNED.format(value="-1.00"))  # another length: no clock decides
+    changed = importlib.reload(sys.modules["owned_recipe"]).Owned()
+    with pytest.raises(ForeignReferences, match="3 of 3 folds"):
+        cross_fit(changed, MEMBERS, folds=2, repeats=2, directory=where)
+
+
+OWNED = """
+from tests.unit.unlearning.test_references import Witness, _constant
+
+
+class Owned(Witness):
+    def train(self, sample_ids, *, seed, progress):
+        return _constant({value})
+"""
+
+
+@pytest.mark.parametrize("part", ["inputs", "targets", "lr"])
+def test_folds_of_other_data_or_numbers_are_not_mixed_with_new_ones(tmp_path: Path, part: str) -> None:
+    cross_fit(Witness(), MEMBERS, folds=2, repeats=1, directory=tmp_path)
+    other = Witness()
+    if part == "lr":
+        other.lr = 0.5  # type: ignore[attr-defined]  # as a paced recipe has
+    else:
+        fetch = other.fetch
+        shifts = (1.0, 0.0) if part == "inputs" else (0.0, 1.0)
+        other.fetch = lambda ids: tuple(t + s for t, s in zip(fetch(ids), shifts, strict=True))  # type: ignore[method-assign, assignment, operator]  # the owner's data, not our code
+    with pytest.raises(ForeignReferences, match="2 of 2 folds"):
+        cross_fit(other, MEMBERS, folds=2, repeats=1, directory=tmp_path)
+
+
+def _damages(whole: bytes) -> list[bytes]:
+    """Cut, empty, no such file at all, one bit turned over, and a NaN in the last number."""
+    flipped = whole[:-2] + bytes([whole[-2] ^ 0x40]) + whole[-1:]
+    return [whole[: len(whole) // 2], b"", b"x" * 200, flipped, whole[:-4] + struct.pack("<f", math.nan)]
+
+
+def test_a_damaged_fold_is_never_believed_and_alone_trained_anew(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"folds": 2, "repeats": 2, "directory": tmp_path}
+    whole, path = cross_fit(Witness(), MEMBERS, **settings), tmp_path / "fold-001-000.safetensors"
+    sound = path.read_bytes()
+    for damaged in _damages(sound):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="fold-001-000") as caught:
+            cross_fit(Witness(), MEMBERS, **settings)
+        assert caught.value.path == path
+        assert discard_damaged(tmp_path) == ["fold-001-000.safetensors"]
+        again = Witness()
+        assert torch.equal(cross_fit(again, MEMBERS, **settings).outputs, whole.outputs)
+        assert len(again.trainings) == 1
+    assert discard_damaged(tmp_path) == []
+
+
+def test_damaged_references_and_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "references.safetensors"
+    _drawn().save(path, **DIGESTS)
+    for damaged in _damages(path.read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile):
+            References.load(path, **DIGESTS)
+        with pytest.raises(DamagedFile):
+            References.delete(path, [1])
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(DamagedFile, match="carries no digest"):
+        References.load(path, **DIGESTS)
+    write_tensors(path, {"weight": torch.zeros(1)}, {})
+    for read in (lambda: References.load(path, **DIGESTS), lambda: References.delete(path, [1])):
+        with pytest.raises(ForeignReferences):
+            read()
+
+
+def test_a_file_that_was_bound_to_other_weights_afterwards_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "references.safetensors"
+    _drawn().save(path, **DIGESTS)
+    path.write_bytes(path.read_bytes().replace(b"w" * 64, b"v" * 64))
+    with pytest.raises(DamagedFile, match="altered or cut"):
+        References.load(path, **DIGESTS | {"weights_digest": "v" * 64})
+
+
+def test_every_dtype_has_a_digest() -> None:
+    kinds = [
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.int64,
+        torch.bool,
+        torch.complex64,
+        torch.float8_e4m3fn,
+    ]
+    found = {
+        digest_of({"x": torch.ones(shape, dtype=kind)}, {}) for kind in kinds for shape in [(), (0,), (2, 1), (2,)]
+    }
+    assert len(found) == 4 * len(kinds)
 
 
 def test_progress_rises_within_a_training_and_stays_within_its_part() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from workers.unlearning.evidence import at_least, auc, chance_of, delong, holm, wilson
+from workers.unlearning.evidence import at_least, auc, chance_of, delong, holm, non_inferior, together, wilson
 
 
 def _draw(seed: int, *shape: int) -> torch.Tensor:
@@ -56,3 +56,40 @@ def test_wilson_and_the_shared_strangers_are_scipys() -> None:
     assert wilson(0.75, 20) == pytest.approx([interval.low, interval.high], abs=1e-4)
     tail = stats.betabinom(80, 2, 199).sf(2)  # k = ⌊0.01·201⌋ = 2 ranks are flagged
     assert chance_of(3, users=80, strangers=200, level=0.01) == pytest.approx(tail, abs=1e-10)
+
+
+def test_the_rank_sum_agrees_with_all_permutations() -> None:
+    """Mann and Whitney's exact law without ties, and every choice of 3 of 9 people written out with them."""
+    users, strangers = _draw(3, 5) - 1, _draw(4, 30)
+    exact = stats.mannwhitneyu(users, strangers, alternative="less", method="exact").pvalue
+    assert together(users, strangers) == pytest.approx(exact, abs=4 * math.sqrt(exact / 5000))
+    low, high = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 2.0, 3.0, 0.0, 1.0])
+    ranks = stats.rankdata(torch.cat([low, high]))
+    sums = [sum(chosen) for chosen in itertools.combinations(ranks, 3)]
+    share = np.mean([total <= ranks[:3].sum() for total in sums])
+    assert together(low, high) == pytest.approx(share, abs=4 * math.sqrt(share / 5000))
+
+
+def test_strangers_together_are_taken_for_members_as_seldom_as_the_level_says() -> None:
+    """Six users among 60 strangers, 200 jobs: at 0.05 that is 10, give or take three errors."""
+    people = _draw(5, 200, 66)
+    found = sum(together(row[:6], row[6:]) <= 0.05 for row in people)
+    assert found <= 10 + 3 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_paired_differences_are_bounded_by_students_t() -> None:
+    for pairs in (10, 30, 300):
+        worse = _draw(pairs, pairs)
+        bound = float(worse.mean()) + float(stats.t.ppf(0.95, pairs - 1) * stats.sem(worse))
+        assert non_inferior(worse, margin=1.0, alpha=0.05)["upper_bound"] == pytest.approx(bound, abs=1e-4)
+
+
+def test_few_pairs_or_pairs_that_all_agree_are_not_certain() -> None:
+    def of(worse: torch.Tensor) -> str:
+        return str(non_inferior(worse, margin=0.02, alpha=0.05)["outcome"])
+
+    assert of(torch.zeros(2)) == of(torch.zeros(58)) == "inconclusive"
+    assert of(torch.zeros(59)) == "passed"
+    assert of(torch.tensor([1e-9, -1e-9])) == "inconclusive"
+    assert of(torch.tensor([1e-9, -1e-9] * 5)) == "passed"
+    assert of(torch.tensor([5.0, 5.0])) == "failed"

@@ -150,10 +150,18 @@ def test_the_change_of_accuracy_is_agresti_and_mins() -> None:
 
 def test_a_small_group_is_listed_as_not_judged_and_an_empty_one_too() -> None:
     found = _segments(0, islanders=range(5), ghosts=[99999])
-    assert found["islanders, strangers"]["outcome"] == "not judged"
-    assert found["islanders, strangers"]["needed"] > 5
-    assert found["ghosts, strangers"]["outcome"] == "not judged"
+    assert found["group islanders, strangers"]["outcome"] == "not judged"
+    assert found["group islanders, strangers"]["needed"] > 5
+    assert found["group ghosts, strangers"]["outcome"] == "not judged"
     assert found["class 0, strangers"]["outcome"] == "passed"
+
+
+def test_a_group_named_like_a_class_is_judged_beside_it_and_not_instead() -> None:
+    """Class 2 pays; the group of that name is class 1, which does not."""
+    alone, found = _segments(80, each=600), _segments(80, each=600, **{"class 2": range(600, 1200)})
+    assert len(found) == 4
+    assert found["class 2, strangers"]["outcome"] == alone["class 2, strangers"]["outcome"] == "failed"
+    assert found["group class 2, strangers"]["outcome"] == "passed"
 
 
 def test_unharmed_segments_raise_a_doubt_about_as_seldom_as_stated() -> None:
@@ -205,8 +213,28 @@ def test_a_harmed_group_fails_an_update_and_raises_a_doubt_about_a_retraining() 
     scores, groups = _scores(recipe, before=sure, after=worse), {"north": range(300, 480)}
     gates = [utility(scores, sides, lenient, groups=groups, spread=(), exact=exact) for exact in (False, True)]
     assert [gate.outcome for gate in gates] == ["failed", "inconclusive"]
-    assert gates[0].sentence.startswith("north, strangers is worse")
+    assert gates[0].sentence.startswith("group north, strangers is worse")
     assert gates[0].numbers["changed_predictions"]["strangers"] == pytest.approx(30 / 600)
+
+
+class Density(Said):
+    """A loss that may be negative, as a logarithm of a density: the squared difference less 8."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, 0] - targets).square() - 8
+
+
+def test_a_loss_below_zero_has_a_tolerance_above_it() -> None:
+    draw = torch.randn(300, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = Sides([[0]], [[1]], range(100), [[i] for i in range(100, 300)])
+    gates = [
+        utility(_scores(Density(torch.zeros(300).double(), 1), before=draw, after=draw + worse), sides, Thresholds(),
+                groups={}, spread=(), exact=False)
+        for worse in (1e-6, 3.0)
+    ]  # fmt: skip
+    assert [gate.outcome for gate in gates] == ["passed", "failed"]
+    margin = gates[0].numbers["checks"]["loss, retained samples"]["margin"]
+    assert margin == pytest.approx(0.05 * float((draw[100:].square() - 8).abs().mean()))
 
 
 # --- G3 ---
@@ -241,13 +269,14 @@ def test_users_have_the_means_of_their_own_samples() -> None:
     assert user_means(torch.arange(6.0), [[9, 8], [7], [6, 5, 4]]).tolist() == [0.5, 2.0, 4.0]
 
 
-def _people(seed: int = 0, strangers: int = 40) -> tuple[Said, Sides, Tensor, Kept]:
-    """One user, three members, strangers; two samples each; the references of five repeats."""
+def _people(seed: int = 0, strangers: int = 40, members: int = 3) -> tuple[Said, Sides, Tensor, Kept]:
+    """One user, members, strangers; two samples each; the references of five repeats."""
     draw = torch.Generator().manual_seed(seed)
-    count = 2 * (4 + strangers)
+    count = 2 * (1 + members + strangers)
     recipe = Said(torch.randint(0, 3, (count,), generator=draw), 3)
     people = [[2 * k, 2 * k + 1] for k in range(count // 2)]
-    sides = Sides(people[:1], people[1:4], [i for ids in people[1:4] for i in ids], people[4:])
+    stay, unseen = people[1 : 1 + members], people[1 + members :]
+    sides = Sides(people[:1], stay, [i for ids in stay for i in ids], unseen)
     outputs = torch.randn(6, count, 3, generator=draw, dtype=torch.float64)
     return recipe, sides, outputs[5], Kept(outputs[:5])
 
@@ -291,12 +320,12 @@ def test_a_user_who_is_like_a_stranger_has_uniform_ranks_by_the_calibrated_stati
 
 def _remembered(**pull: float) -> Gate:
     """Members are known by 6 logits; the user by as much as said for each model."""
-    recipe, sides, model, kept = _people(strangers=120)
+    recipe, sides, model, kept = _people(strangers=120, members=20)
     outputs = {}
     for name, strength in pull.items():
         known = model.clone()
         known[:2] += strength * functional.one_hot(recipe.targets[:2], 3)
-        known[2:8] += 9 * functional.one_hot(recipe.targets[2:8], 3)
+        known[2:42] += 9 * functional.one_hot(recipe.targets[2:42], 3)
         outputs[name] = known
     return forgetting(_scores(recipe, **outputs), sides, kept, Thresholds())
 
@@ -319,6 +348,94 @@ def test_where_the_unchanged_model_would_have_passed_nothing_passes_without_havi
     for strength in (0.0, 0.6, 1.2, 1.8, 2.4, 3.0):
         gate = _remembered(before=strength, after=strength + 1e-9)
         assert gate.outcome != "passed"
+
+
+def _placed(*, before: Sequence[float], after: Sequence[float], members: int = 20, **more: Any) -> Gate:
+    """One sample each, T = minus the loss given: users as told, members 0, strangers 1, 2, … 120."""
+    users, strangers = len(before), 120
+    losses = {"before": before, "after": after}
+    recipe = Said(torch.zeros(users + members + strangers, dtype=torch.float64), 1)
+    known = {
+        model: torch.tensor([*of_users, *[0.0] * members, *range(1, strangers + 1)], dtype=torch.float64)
+        for model, of_users in losses.items()
+    }
+    ids = [[i] for i in range(users + members + strangers)]
+    sides = Sides(ids[:users], ids[users : users + members], range(users, users + members), ids[users + members :])
+    scores = _scores(recipe, **{model: values.sqrt()[:, None] for model, values in known.items()})
+    return forgetting(scores, sides, None, Thresholds(**more))
+
+
+def test_several_users_who_all_stand_a_little_too_high_fail_together() -> None:
+    """p from 0.017 to 0.05, not one of them flagged: by their rank sum no chance."""
+    gate = _placed(before=[0.0] * 6, after=[1.5, 2.5, 3.5, 4.5, 5.5, 5.2])
+    assert max(gate.numbers["p_remembered"]) <= 0.05
+    assert min(gate.numbers["p_remembered"]) > gate.numbers["alpha_each_tail"]
+    assert gate.outcome == "failed"
+    assert "6 users together still look like members" in gate.sentence
+    hidden = _placed(before=[0.0] * 6, after=[119.5, 118.5, 117.5, 116.5, 115.5, 114.5])
+    assert "6 users together stand out as forgotten" in hidden.sentence
+    spread = _placed(before=[0.0] * 6, after=[1.5, 20.5, 40.5, 80.5, 100.5, 60.5])
+    assert spread.outcome == "passed"
+
+
+def test_a_user_who_stands_high_and_came_less_than_half_the_way_raises_a_doubt() -> None:
+    """p = 0.033, above the level of 0.01, and the unchanged model would have failed: the way says that she stayed."""
+    gate = _placed(before=[0.0], after=[3.5])
+    assert gate.numbers["unchanged_would_fail"]
+    assert gate.outcome == "inconclusive"
+    assert "less than half the way" in gate.sentence
+    assert _placed(before=[0.0], after=[10.5]).outcome == "passed"  # p = 0.09: as high stands many a stranger
+
+
+def test_of_many_users_as_many_may_stand_high_as_chance_explains() -> None:
+    lucky = [3.5, *(float(5 * k) + 0.5 for k in range(3, 23))]
+    assert _placed(before=[0.0] * 21, after=lucky).outcome == "passed"
+
+
+def test_a_doubt_about_a_forgotten_user_is_as_seldom_as_stated() -> None:
+    """All 121 ranks of one user, each as likely as the other if she is a stranger: 6 of them are doubted or failed."""
+    outcomes = [_placed(before=[0.0], after=[k + 0.5]).outcome for k in range(121)]
+    assert outcomes[:6] == ["failed"] + ["inconclusive"] * 5
+    assert outcomes[6:] == ["passed"] * 114 + ["failed"]
+
+
+@pytest.mark.parametrize("people", [slice(0, 2), slice(2, 8), slice(8, 10)], ids=["user", "members", "stranger"])
+def test_a_statistic_that_is_no_number_is_a_failure_on_every_side(people: slice) -> None:
+    recipe, sides, model, kept = _people(strangers=120)
+    kept.outputs[3, people] = math.nan
+    gate = forgetting(_scores(recipe, before=model, after=model + 0.1), sides, kept, Thresholds())
+    assert gate.outcome == "failed"
+    assert "not numbers" in gate.sentence
+
+
+def test_a_handful_of_members_is_no_positive_control() -> None:
+    """0.8^13 = 0.055: even if all 13 are recognised, a power of 0.8 is not shown at 0.05; with 14 it is."""
+    assert _placed(before=[0.0], after=[60.5], members=14).outcome == "passed"
+    few = _placed(before=[0.0], after=[60.5], members=13)
+    assert few.outcome == "inconclusive"
+    assert "13 members are no positive control" in few.sentence
+    assert few.numbers["power_at_least"] == pytest.approx(0.05 ** (1 / 13))
+
+
+def test_the_power_that_lets_a_hidden_user_pass_is_a_lower_bound() -> None:
+    """Four fifths recognised of 20 may be luck; the user was no more visible than a stranger with p = 0.25."""
+    gate = _placed(before=[0.0, 30.5], after=[60.5, 61.5], members=20, power_asked=0.87)
+    assert gate.numbers["power_on_members"] == 1.0
+    assert (gate.outcome, gate.numbers["power_at_least"]) == ("inconclusive", pytest.approx(0.05 ** (1 / 20)))
+
+
+@pytest.mark.parametrize("side", ["users", "members", "strangers"])
+def test_people_without_samples_are_refused_on_every_side(side: str) -> None:
+    sides = Sides([[0]], [[1], [2]], [1, 2], [[3]])
+    sides.require_samples()
+    dataclasses.replace(sides, members=[], strangers=[]).require_samples()  # none is told, and no yardstick
+    with pytest.raises(NothingToForget, match="entry without samples"):
+        dataclasses.replace(sides, **{side: [[7], []]}).require_samples()
+
+
+def test_retained_samples_listed_twice_are_refused() -> None:
+    with pytest.raises(NothingToForget, match="1 of 3 retained_ids are doubles"):
+        Sides([[0]], [[1]], [1, 2, 2], [[3]]).require_samples()
 
 
 def test_the_gate_reports_distances_to_the_judges_and_areas_without_deciding_by_them() -> None:

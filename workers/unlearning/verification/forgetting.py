@@ -6,8 +6,11 @@ If the user is now like a stranger, the rank of its T among the m strangers is u
     p_remembered = (1 + #{j: T_j ≥ T_u}) / (m + 1),   p_overforgotten = (1 + #{j: T_j ≤ T_u}) / (m + 1)
 
 are valid p-values. Both tails count: "more forgotten than a stranger" points at the user as much as "still remembered".
-Suppressed is not removed: where a candidate trained one further epoch on the retained samples is given, users who look
-like members *there* were only hidden, and the gate fails.
+Several users are also tested together, by their rank sum: six who all stand a little too high are no chance either.
+Users who stand high among the strangers and have come less than half the way to them raise a doubt; a T that is no
+number is a failure. The share of members that was recognised before is the test's power, told with its lower bound;
+of few members none is told, and nothing passes. Suppressed is not removed: where a candidate trained one further epoch
+on the retained samples is given, users who look like members *there* were only hidden, and the gate fails.
 
 Shape suffix: U users.
 """
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Law
-from ..evidence import Outcome, auc, chance_of, low_tail, wilson
+from ..evidence import Outcome, at_least, auc, chance_of, delong, low_tail, together, wilson
 from ..report import Json
 from .gate import Gate, Sides, Thresholds, samples_of
 from .oracle import distance_ratio
@@ -36,17 +39,22 @@ def forgetting(scores: Scores, sides: Sides, references: OutOfFold | None, thres
         return _no_yardstick(sides)
     statistic = Statistic(scores, sides, references)
     level = max(thresholds.alpha_each, 1 / (len(sides.strangers) + 1))
-    before, after = (_Placed(*statistic.standings(model), level) for model in ("before", "after"))
+    placed = {model: _Placed(*statistic.standings(model), level) for model in scores.names}
+    if unplaced := {model: count for model, standing in placed.items() if (count := standing.not_numbers())}:
+        return _no_numbers(unplaced)
+    before, after = placed["before"], placed["after"]
     numbers: Json = {
         "statistic": statistic.name,
         "judges": statistic.judges,
         **_sizes_and_levels(sides, thresholds, level),
-        **_of_users(scores, sides, before, after, alpha_job=thresholds.alpha_job),
+        **_of_users(before, after),
+        **_losses(scores, sides),
+        "unchanged_would_fail": _fails(before.flagged(), before.together(), sides, thresholds, level),
         **_of_members(before, after),
         **_distances(scores, sides, references if statistic.judges else None),
     }
-    if "after an epoch" in scores.names:
-        numbers["resurrection"] = _resurrection(_Placed(*statistic.standings("after an epoch"), level))
+    if "after an epoch" in placed:
+        numbers["resurrection"] = _resurrection(placed["after an epoch"])
     return Gate(NAME, *_outcome(numbers, thresholds), numbers)
 
 
@@ -62,6 +70,19 @@ class _Placed:
         standing = self.by_loss if by_loss else self.by_confidence
         return _high(standing.users, standing.strangers)
 
+    def not_numbers(self) -> int:
+        """Count the people whose T is NaN under either statistic."""
+        pairs = zip(self.by_confidence.sides, self.by_loss.sides, strict=True)
+        return sum(int((of_U.isnan() | by_loss_U.isnan()).sum()) for of_U, by_loss_U in pairs)
+
+    def together(self) -> float | None:
+        """Return p of all users' standing so high together, where there are several."""
+        return _together(self.by_confidence)
+
+    def overforgotten_together(self) -> float | None:
+        """Return the same for the other tail."""
+        return _together(self.by_confidence.reversed())
+
     def flagged(self) -> int:
         return sum(p <= self.level for p in self.remembered())
 
@@ -75,10 +96,14 @@ class _Placed:
         turned = self.by_confidence.reversed()
         return _high(turned.users, turned.strangers)
 
-    def members_recognised(self) -> float:
+    def members_recognised(self) -> int:
         standing = self.by_confidence
-        p = _high(standing.members, standing.strangers)
-        return sum(value <= self.level for value in p) / len(p)
+        return sum(p <= self.level for p in _high(standing.members, standing.strangers))
+
+    def members_stand_out(self) -> bool:
+        """Tell whether members, as a group, stand above strangers at level 0.01."""
+        area, error = delong(-self.by_confidence.members, -self.by_confidence.strangers)
+        return area - 0.5 > 2.33 * error
 
     def area(self) -> float:
         """Chance that a member stands above a stranger."""
@@ -94,6 +119,10 @@ class _Placed:
 def _high(values_U: Tensor, strangers: Tensor) -> list[float]:
     p_values: list[float] = low_tail(-values_U, -strangers).tolist()
     return p_values
+
+
+def _together(standing: Standing) -> float | None:
+    return together(-standing.users, -standing.strangers) if len(standing.users) > 1 else None
 
 
 def _some(values_U: Tensor) -> Tensor:
@@ -114,6 +143,12 @@ def _no_yardstick(sides: Sides) -> Gate:
     return Gate(NAME, "inconclusive", sentence, numbers)
 
 
+def _no_numbers(unplaced: Json) -> Gate:
+    """Fail: a NaN compares as false with everything, and would count as the highest rank of all."""
+    told = ", ".join(f"{count} {model} the update" for model, count in unplaced.items())
+    return Gate(NAME, "failed", f"Statistics of people are not numbers: {told}.", {"not_numbers": unplaced})
+
+
 def _sizes_and_levels(sides: Sides, t: Thresholds, level: float) -> Json:
     return {
         "strangers": len(sides.strangers),
@@ -121,31 +156,41 @@ def _sizes_and_levels(sides: Sides, t: Thresholds, level: float) -> Json:
         "members": len(sides.members),
         "alpha_each_tail": level,
         "alpha_job_each_tail": t.alpha_job,
+        "alpha_together": t.alpha_each,
         "smallest_possible_p": 1 / (len(sides.strangers) + 1),
         "expected_false_alarms": 2 * level * len(sides.users),
     }
 
 
-def _of_users(scores: Scores, sides: Sides, before: _Placed, after: _Placed, *, alpha_job: float) -> Json:
-    losses = {model: scores.answers(model, samples_of(sides.users)).losses for model in ("before", "after")}
+def _of_users(before: _Placed, after: _Placed) -> Json:
+    share_U, share_together = _share_of_the_way(before.by_confidence, after.by_confidence)
     return {
         "p_before": before.remembered(),
         "p_remembered": after.remembered(),
         "p_overforgotten": after.overforgotten(),
         "p_remembered_by_loss": after.remembered(by_loss=True),
-        "unchanged_would_fail": before.chance() <= alpha_job,
-        "share_of_the_way": _share_of_the_way(before.by_confidence, after.by_confidence),
-        "mean_loss_before": user_means(losses["before"], sides.users).tolist(),
-        "mean_loss_after": user_means(losses["after"], sides.users).tolist(),
+        "p_before_together": before.together(),
+        "p_remembered_together": after.together(),
+        "p_overforgotten_together": after.overforgotten_together(),
+        "share_of_the_way": share_U,
+        "share_of_the_way_together": share_together,
     }
 
 
+def _losses(scores: Scores, sides: Sides) -> Json:
+    losses = {model: scores.answers(model, samples_of(sides.users)).losses for model in ("before", "after")}
+    return {f"mean_loss_{model}": user_means(losses_N, sides.users).tolist() for model, losses_N in losses.items()}
+
+
 def _of_members(before: _Placed, after: _Placed) -> Json:
-    members, power = len(before.by_confidence.members), before.members_recognised()
+    members, recognised = len(before.by_confidence.members), before.members_recognised()
+    power = recognised / members
     return {
         "power_on_members": power,
         "power_interval_95": wilson(power, members),
+        "power_at_least": at_least(recognised, members, alpha=0.05),
         "beta_on_members": 1 - power,
+        "members_stand_out": before.members_stand_out(),
         "auc_members_before": before.area(),
         "auc_members_after": after.area(),
         "statistics_before": before.shown(),
@@ -165,11 +210,14 @@ def _distances(scores: Scores, sides: Sides, references: OutOfFold | None) -> Js
     return {"reference_distance_ratio": ratios["after"], "reference_distance_ratio_before": ratios["before"]}
 
 
-def _share_of_the_way(before: Standing, after: Standing) -> list[float]:
-    """Return for each user how much of its lead over the strangers' median is gone; all, where it had none."""
+def _share_of_the_way(before: Standing, after: Standing) -> tuple[list[float], float]:
+    """Return how much of its lead over the strangers' median each user has lost, and all users together have.
+
+    Where there was no lead, all of it is gone.
+    """
     lead_U, left_U = before.users - before.strangers.median(), after.users - after.strangers.median()
     shares: list[float] = torch.where(lead_U > 0, 1 - left_U / lead_U, 1.0).tolist()
-    return shares
+    return shares, float(1 - left_U.mean() / lead_U.mean()) if lead_U.mean() > 0 else 1.0
 
 
 def _resurrection(placed: _Placed) -> Json:
@@ -185,48 +233,75 @@ def _outcome(n: Json, t: Thresholds) -> tuple[Outcome, str]:
         return "inconclusive", told
     if found := _stands_out(n, t):
         return "failed", found
-    if found := _blind(n, t):
+    if found := _blind(n, t) or _stayed(n, t):
         return "inconclusive", found
-    hidden, power = sum(p > t.visible_below for p in n["p_before"]), n["power_on_members"]
+    hidden = sum(p > t.visible_below for p in n["p_before"])
     return "passed", (
         f"No remaining influence was detected by a two-sided user-level test against {n['strangers']} strangers at "
-        f"level {n['alpha_each_tail']:.2g} per tail; before deletion it recognised {power:.0%} of {n['members']} "
-        f"members.{_little_to_forget(n, hidden)}"
+        f"level {n['alpha_each_tail']:.2g} per tail; before deletion it recognised {n['power_on_members']:.0%} of "
+        f"{n['members']} members (at least {n['power_at_least']:.0%}).{_little_to_forget(n, hidden)}"
     )
 
 
+def _fails(flagged: int, p_together: float | None, sides: Sides, t: Thresholds, level: float) -> bool:
+    """Tell whether so many flags, or so high a standing of all together, are beyond chance."""
+    chance = chance_of(flagged, users=len(sides.users), strangers=len(sides.strangers), level=level)
+    return _rare(chance, _for_flags(t, p_together)) or (p_together is not None and p_together <= t.alpha_each)
+
+
+def _for_flags(t: Thresholds, p_together: float | None) -> float:
+    """Return what of the job's level is left for the number of flags: the rest is the test of all together."""
+    return t.alpha_job if p_together is None else t.alpha_job - t.alpha_each
+
+
+def _rare(chance: float, level: float) -> bool:
+    return chance <= level + 1e-12  # one flag among 19 strangers has chance 0.05 but for rounding
+
+
 def _stands_out(n: Json, t: Thresholds) -> str | None:
-    level, m = n["alpha_each_tail"], n["strangers"]
+    level, m, users = n["alpha_each_tail"], n["strangers"], n["users"]
     claims = {"p_remembered": "still look like members", "p_overforgotten": "stand out as forgotten"}
     for tail, claim in claims.items():
-        flagged = sum(p <= level for p in n[tail])
-        chance = chance_of(flagged, users=n["users"], strangers=m, level=level)
-        if chance <= t.alpha_job:
-            told = f"{flagged} of {n['users']} users {claim} (p ≤ {level:.2g}, {m} strangers)"
+        flagged, p_together = sum(p <= level for p in n[tail]), n[f"{tail}_together"]
+        chance = chance_of(flagged, users=users, strangers=m, level=level)
+        if _rare(chance, _for_flags(t, p_together)):
+            told = f"{flagged} of {users} users {claim} (p ≤ {level:.2g}, {m} strangers)"
             return f"{told}; so many by chance: {chance:.2g}."
+        if p_together is not None and p_together <= t.alpha_each:
+            return f"The {users} users together {claim} (rank sum among {m} strangers, p = {p_together:.2g})."
     again = n.get("resurrection")
     if again and again["chance"] <= t.alpha_job:
-        told = (
-            f"After one more epoch on the retained samples {again['flagged']} of {n['users']} users look like members"
-        )
+        told = f"After one more epoch on the retained samples {again['flagged']} of {users} users look like members"
         return f"{told} again (by chance: {again['chance']:.2g}): the memory is suppressed, not removed."
     return None
 
 
 def _blind(n: Json, t: Thresholds) -> str | None:
-    """Say why silence means little here: the unchanged model would have passed too, or nobody is recognised.
-
-    Where the unchanged model would have passed, users whom it half knew must have come half the way to the strangers'
-    median; of users whom it did not seem to know nothing can be said.
-    """
-    hidden, power = sum(p > t.visible_below for p in n["p_before"]), n["power_on_members"]
-    if hidden and (power < t.power_asked or not n["unchanged_would_fail"]):
+    """Say why silence means little here: too few members for a control, or the unchanged model would have passed."""
+    if n["members"] < t.few_members:
+        return f"{n['members']} members are no positive control; {t.few_members} are needed to tell the test's power."
+    hidden = sum(p > t.visible_below for p in n["p_before"])
+    if hidden and (n["power_at_least"] < t.power_asked or not n["unchanged_would_fail"]):
         return (
             f"{hidden} of {n['users']} users were not distinguishable from strangers before deletion, and the test "
-            f"recognises {power:.0%} of members: its silence means little, or there was little to forget."
+            f"recognises {n['power_on_members']:.0%} of members: its silence means little, or there was little to "
+            f"forget."
         )
-    stayed = sum(share < 0.5 for share in n["share_of_the_way"])
-    if stayed and not n["unchanged_would_fail"]:
+    return None
+
+
+def _stayed(n: Json, t: Thresholds) -> str | None:
+    """Doubt users who have come less than half the way to the strangers' median.
+
+    Strangers stand anywhere, and a forgotten user may land high by chance: where the unchanged model would have
+    failed, only those count who stand high at the job's level, and only as many as chance does not explain. Where it
+    would have passed, every one counts.
+    """
+    near = [not share >= t.share_asked for share in n["share_of_the_way"]]
+    high = sum(still and p <= t.alpha_job for still, p in zip(near, n["p_remembered"], strict=True))
+    chance = chance_of(high, users=n["users"], strangers=n["strangers"], level=t.alpha_job)
+    stayed = high if n["unchanged_would_fail"] else sum(near)
+    if stayed and (_rare(chance, t.alpha_job) or not n["unchanged_would_fail"]):
         return f"{stayed} of {n['users']} users came less than half the way to the strangers, unseen at this level."
     return None
 

@@ -1,11 +1,14 @@
 """A verdict as one page that a data protection officer can read: words first, then tables and two drawings.
 
 The page is a function of the two JSON values that the job keeps. It loads nothing, runs nothing and names nobody.
+Names of groups are the owner's: they are drawn as text, never as mathematics, and without control characters, which
+XML does not know and which could turn a sentence around. A statistic that is null is left out.
 """
 
 import re
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape as escaped
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -41,6 +44,8 @@ th, td { border-bottom: 1px solid #ccc; } figure { margin: 1rem 0; } svg { max-w
 .verdict { border-left: .5rem solid #777; padding: .5rem 1rem; background: #f5f5f5; }
 .passed { border-color: #1b7f4d; } .failed { border-color: #b3261e; } .inconclusive { border-color: #b7791f; }
 """
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_TAG = re.compile(r"<[a-zA-Z][^>]*>")
 _BLUE, _GREY, _RED = "#2f6db3", "#8a8a8a", "#b3261e"
 
 
@@ -64,6 +69,15 @@ def page(verdict: Json, update: Json, title: str) -> str:
         "</body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def escape(text: str) -> str:
+    """Make any text one that HTML and XML show as it is."""
+    return escaped(_writable(text))
+
+
+def _writable(text: str) -> str:
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 def _head(title: str) -> str:
@@ -113,7 +127,7 @@ def _of_usefulness(n: Json) -> list[str]:
 
 
 def _of_forgetting(n: Json) -> list[str]:
-    if "power_on_members" not in n:
+    if any(n.get(key) is None for key in ("power_on_members", "power_interval_95", "alpha_each_tail")):
         return []
     low, high = n["power_interval_95"]
     level, job = n["alpha_each_tail"], n.get("alpha_job_each_tail", 0.05)
@@ -163,12 +177,16 @@ def _drawings(utility: Json, forgetting: Json) -> list[str]:
     made = []
     if "statistics_before" in forgetting:
         caption = "Where the forgotten people stand among strangers and members. Far right: remembered."
-        made.append(_figure("people", _people(forgetting), caption))
-    segments = [segment for segment in utility.get("segments", ()) if segment["pairs"]]
+        made.append(_figure("people", partial(_people, forgetting), caption))
+    segments = [segment for segment in utility.get("segments", ()) if segment["pairs"] and _drawable(segment)]
     if segments:
         caption = "What each class or group lost, with its 95 % interval; dashed the tolerated loss, grey: not decided."
-        made.append(_figure("segments", _segments(segments[:40]), caption))
+        made.append(_figure("segments", partial(_segments, segments[:40]), caption))
     return ["<h2>Drawings</h2>", *made] if made else []
+
+
+def _drawable(segment: Json) -> bool:
+    return segment["worsening"] is not None and segment["margin"] is not None
 
 
 def _people(n: Json) -> "Figure":
@@ -187,14 +205,18 @@ def _people(n: Json) -> "Figure":
 
 def _standings(axes: "Axes", name: str, row: Json) -> None:
     for height, side, colour in ((1, "members", _BLUE), (0, "strangers", _GREY)):
-        values = row[side]
+        values = _known(row[side])
         heights = [height + 0.3 * ((k * 0.618) % 1 - 0.5) for k in range(len(values))]  # spread, the same every time
         axes.plot(values, heights, ".", color=colour, markersize=3, alpha=0.6, label=side)
-    for k, value in enumerate(row["users"]):
+    for k, value in enumerate(_known(row["users"])):
         axes.axvline(value, color=_RED, linewidth=1, label="forgotten" if k == 0 else "_")
     axes.set_yticks([0, 1], ["strangers", "members"], fontsize=8)
     axes.set_ylim(-0.5, 1.5)
     axes.set_title(name, fontsize=9, loc="right")
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _segments(segments: Sequence[Json]) -> "Figure":
@@ -212,6 +234,7 @@ def _segments(segments: Sequence[Json]) -> "Figure":
 
 
 def _short(name: str) -> str:
+    name = " ".join(_writable(name).split())
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 
@@ -221,13 +244,17 @@ def _blank(*, height: float) -> "Figure":
     return Figure(figsize=(7.5, height), layout="constrained")
 
 
-def _figure(name: str, drawing: "Figure", caption: str) -> str:
-    """Write the drawing into the page, its ids made the figure's own: a page may hold each id once."""
+def _figure(name: str, drawn: Callable[[], "Figure"], caption: str) -> str:
+    """Write the drawing into the page, its ids made the figure's own: a page may hold each id once.
+
+    Drawn inside the context too: a text decides when it is made whether dollar signs mean mathematics.
+    """
     from matplotlib import rc_context  # noqa: PLC0415 - as above
 
     out = StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
-        drawing.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")))
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", out.getvalue()[out.getvalue().index("<svg") :])
+        drawn().savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")))
+    own = partial(re.sub, r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-")
+    svg = _TAG.sub(lambda tag: own(tag.group()), out.getvalue()[out.getvalue().index("<svg") :])
     named = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
     return f"<figure>{named}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -36,7 +36,7 @@ class Segment:
     """One class or declared group on one side, before and after.
 
     Attributes:
-        name: such as "class 2, strangers".
+        name: such as "class 2, strangers" or "group north, retained samples"; a class and a group never share one.
         pairs: samples compared.
         needed: samples with which the segments, if all are unharmed, all pass with probability 0.9.
         worsening: fall of accuracy, or rise of the mean loss where outputs are no classes.
@@ -91,7 +91,7 @@ def by_segment(
         pairs: answers before and after by side.
         ids: the sides' sample ids.
         groups: sample ids by declared group.
-        scale: the mean loss that margins on losses are a share of.
+        scale: the mean size of the loss, of which margins on losses are a share.
         thresholds: levels and margins.
     """
     masks = [(side, *mask) for side in pairs for mask in _masks(pairs[side][0], ids[side], groups)]
@@ -108,7 +108,7 @@ def _masks(answers: Answers, ids: Sequence[int], groups: Mapping[str, Sequence[i
     classes = sorted(set(answers.targets.tolist())) if answers.are_classes else []
     of_classes = [(f"class {label}", answers.targets == label) for label in classes]
     inside = {name: set(members) for name, members in groups.items()}
-    return of_classes + [(name, torch.tensor([i in these for i in ids])) for name, these in inside.items()]
+    return of_classes + [(f"group {name}", torch.tensor([i in these for i in ids])) for name, these in inside.items()]
 
 
 def _only(answers: Answers, mask_N: Tensor) -> Answers:
@@ -170,14 +170,16 @@ def _needed(variance: float, margin: float, alpha: float, *, count: int, classes
 
 def _judged(segments: Sequence[Segment], alpha: float) -> list[Segment]:
     """Blame whatever is worse beyond chance, however small; let pass only what is large enough to be seen."""
-    p_failing = dict(_corrected(segments, lambda s: _NORMAL.cdf(-_distance(s))))
-    p_passing = dict(_corrected([s for s in segments if s.pairs >= s.needed], lambda s: _NORMAL.cdf(_distance(s))))
-    return [_settled(s, p_passing.get(s.name, math.nan), p_failing[s.name], alpha) for s in segments]
+    p_failing = _corrected(segments, lambda s: _NORMAL.cdf(-_distance(s)))
+    large = [segment.pairs >= segment.needed for segment in segments]
+    judged = (segment for segment, enough in zip(segments, large, strict=True) if enough)
+    corrected = iter(_corrected(list(judged), lambda s: _NORMAL.cdf(_distance(s))))
+    p_passing = [next(corrected) if enough else math.nan for enough in large]
+    return [_settled(s, *p, alpha) for s, p in zip(segments, zip(p_passing, p_failing, strict=True), strict=True)]
 
 
-def _corrected(segments: Sequence[Segment], p_value: Callable[[Segment], float]) -> list[tuple[str, float]]:
-    corrected = holm([p_value(segment) for segment in segments])
-    return [(segment.name, p) for segment, p in zip(segments, corrected, strict=True)]
+def _corrected(segments: Sequence[Segment], p_value: Callable[[Segment], float]) -> list[float]:
+    return holm([p_value(segment) for segment in segments])
 
 
 def _settled(segment: Segment, p_passing: float, p_failing: float, alpha: float) -> Segment:

@@ -45,6 +45,11 @@ class Standing:
     members: Tensor
     strangers: Tensor
 
+    @property
+    def sides(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Users, members, strangers."""
+        return self.users, self.members, self.strangers
+
     def reversed(self) -> "Standing":
         """Turn the other tail up: high for somebody who stands out as forgotten."""
         return Standing(-self.users, -self.members, -self.strangers)

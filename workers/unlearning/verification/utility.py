@@ -1,4 +1,8 @@
-"""G2: paired one-sided non-inferiority on retained and never-seen samples, over all and segment by segment."""
+"""G2: paired one-sided non-inferiority on retained and never-seen samples, over all and segment by segment.
+
+Margins on losses are a share of the mean *size* of the loss, |loss|, on people the model never saw: the same as the
+mean where losses are positive, and still a tolerance where they are logarithms of densities and fall below zero.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,12 +41,13 @@ def utility(
     """
     ids = _samples(sides)
     pairs = {side: (scores.answers("before", of), scores.answers("after", of)) for side, of in ids.items()}
-    scale = float(list(pairs.values())[-1][0].losses.mean())  # on people it never saw, where there are any
+    scale = float(list(pairs.values())[-1][0].losses.abs().mean())  # on people it never saw, where there are any
     checks = _checks(pairs, sides, thresholds, scale)
     segments = by_segment(pairs, ids, groups=groups, scale=scale, thresholds=thresholds)
     numbers: Json = {
         "checks": checks,
         "alpha": thresholds.alpha_utility,
+        "loss_scale": scale,
         "output_spread_ratio": {side: _spread_ratio(*pair) for side, pair in pairs.items()},
         "changed_predictions": {side: _changed(*pair) for side, pair in pairs.items() if pair[0].are_classes},
         "segments": [segment.as_dict(spread) for segment in segments],

@@ -1,0 +1,106 @@
+"""The public log over HTTP: C2SP tlog-tiles as static, cacheable GETs, and proofs for whoever has no tree at hand."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+from expunge_verify.errors import VerifyError
+from expunge_verify.tiles import Bundle, Tile
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from app.api import schemas
+from app.api.context import CurrentSettings, Transaction
+from app.api.problems import answers
+from app.audit import evidence, sequencer, witnesses
+from app.errors import Invalid, NotFound
+from app.storage import audit
+
+router = APIRouter(tags=["log"])
+_FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+_NOW = {"Cache-Control": "no-cache"}
+_TEXT, _BYTES = "text/plain; charset=utf-8", "application/octet-stream"
+_OCTETS: dict[int | str, dict[str, Any]] = {200: {"content": {_BYTES: {}}}}  # Any: OpenAPI
+_PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
+Size = Annotated[int, Query(ge=0, le=2**53)]
+
+
+@router.get("/.well-known/erasure-log.json", responses=answers(503))
+def about(tx: Transaction, settings: CurrentSettings) -> schemas.LogOut:
+    """Read the log's name, its keys past and present, its witnesses, and how long records behind it can be opened."""
+    policy = witnesses.policy_of(settings)
+    return schemas.LogOut(
+        origin=settings.log_origin,
+        keys=[schemas.LogKeyOut(vkey=k.vkey, since=k.since, since_size=k.since_size) for k in audit.known_keys(tx)],
+        policy=str(policy) if policy else None,
+        evidence_days=settings.evidence_days,
+    )
+
+
+@router.get("/log/checkpoint", responses=answers(404, 503) | _PLAIN, response_class=Response)
+def checkpoint(tx: Transaction) -> Response:
+    """Read the newest published checkpoint, a signed note."""
+    return Response(_shown(tx)[1], media_type=_TEXT, headers=_NOW)
+
+
+@router.get("/log/tile/entries/{path:path}", responses=answers(404, 503) | _OCTETS, response_class=Response)
+def entries(path: str, tx: Transaction) -> Response:
+    """Read an entry bundle."""
+    try:
+        bundle = Bundle.parse(f"tile/entries/{path}")
+    except VerifyError:
+        raise NotFound("the log has no such entry bundle") from None
+    if bundle.index * 256 + bundle.width > _shown(tx)[0]:
+        raise NotFound("the log has no such entry bundle")
+    return Response(audit.bundle(tx, bundle), media_type=_BYTES, headers=_FOR_EVER)
+
+
+@router.get("/log/tile/{path:path}", responses=answers(404, 503) | _OCTETS, response_class=Response)
+def tile(path: str, tx: Transaction) -> Response:
+    """Read a tile of hashes."""
+    try:
+        wanted = Tile.parse(f"tile/{path}")
+    except VerifyError:
+        raise NotFound("the log has no such tile") from None
+    if (wanted.index * 256 + wanted.width) << 8 * min(wanted.level, 7) > _shown(tx)[0]:
+        raise NotFound("the log has no such tile")
+    return Response(audit.tile(tx, wanted), media_type=_BYTES, headers=_FOR_EVER)
+
+
+@router.get("/log/proof/inclusion", responses=answers(404, 422, 503))
+def inclusion(tx: Transaction, index: Size, size: Size) -> schemas.ProofOut:
+    """Read the audit path of an entry in the tree of a size (RFC 6962), hashes in base64."""
+    if not index < size <= _shown(tx)[0]:
+        raise Invalid("index", "it must be below size, and size at most that of the newest checkpoint")
+    return schemas.ProofOut(hashes=[_b64(part) for part in sequencer.inclusion_proof(tx, index, size)])
+
+
+@router.get("/log/proof/consistency", responses=answers(404, 422, 503))
+def consistency(
+    tx: Transaction,
+    old: Annotated[int, Query(alias="from", ge=0, le=2**53)],
+    new: Annotated[int, Query(alias="to", ge=0, le=2**53)],
+) -> schemas.ProofOut:
+    """Read the proof that the tree of size ``to`` begins with that of size ``from`` (RFC 6962), in base64."""
+    if not old <= new <= _shown(tx)[0]:
+        raise Invalid("from", "it must be at most to, and to at most the size of the newest checkpoint")
+    return schemas.ProofOut(hashes=[_b64(part) for part in sequencer.consistency_proof(tx, old, new)])
+
+
+@router.get("/log/entry/{index}.tlog-proof", responses=answers(404, 422, 503) | _PLAIN, response_class=Response)
+def proof(index: int, tx: Transaction) -> Response:
+    """Read the proof that an entry is in the log, as one C2SP tlog-proof file with its checkpoint."""
+    return Response(evidence.proof_of(tx, index), media_type=_TEXT, headers=_NOW)
+
+
+def _shown(tx: Transaction) -> tuple[int, bytes]:
+    """Size and note of the newest published checkpoint; nothing beyond it is shown."""
+    newest = audit.published(tx)
+    if newest is None or newest.published is None:
+        raise NotFound("the log has published no checkpoint yet")
+    return newest.size, bytes(newest.published)
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,79 @@
+"""The last checkpoint that was signed, kept outside PostgreSQL: a restored database must not fork the log.
+
+A backup brings PostgreSQL back to yesterday. If it went on from there, it would sign another history under sizes that
+people have seen already. So the newest checkpoint also lies in a file that no restore touches, and is compared and
+swapped before anybody may see the next one (as Sunlight does with its lock).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from expunge_verify import notes
+from expunge_verify.errors import VerifyError
+from expunge_verify.notes import Checkpoint, Vkey
+
+from app.errors import LogStopped
+
+
+class Guard:
+    """The file ``guard`` in the log's directory: a signed checkpoint, replaced atomically under a lock."""
+
+    def __init__(self, directory: Path, vkeys: list[Vkey]) -> None:
+        self._directory, self._vkeys = directory, vkeys
+
+    def held(self) -> Checkpoint | None:
+        """The last checkpoint that was signed; none before the first.
+
+        Raises:
+            LogStopped: The file is damaged, or signed by a key that is not ours.
+        """
+        try:
+            raw = self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return notes.open_checkpoint(raw, self._vkeys)[0]
+        except VerifyError as error:
+            raise LogStopped(f"{self._file} can't be trusted: {error}") from None
+
+    def swap(self, old: Checkpoint | None, note: bytes) -> None:
+        """Hold this note from now on, if ``old`` is still held; on disk when this returns.
+
+        Raises:
+            LogStopped: Another process has moved on.
+        """
+        with self._locked():
+            if self.held() != old:
+                raise LogStopped("another sequencer has moved the log's guard; only one may run for this log")
+            beside = self._file.with_name("guard.new")
+            with beside.open("wb") as file:
+                file.write(note)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._file)
+            _sync(self._directory)
+
+    @property
+    def _file(self) -> Path:
+        return self._directory / "guard"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / "guard.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename in this directory survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,97 @@
+"""The log as static files, as C2SP tlog-tiles lays them out: for a web server, for an export, and for a restore."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from expunge_verify import notes
+from expunge_verify.errors import VerifyError
+from expunge_verify.notes import Checkpoint
+from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile
+from sqlalchemy.orm import Session
+
+from app.errors import LogStopped
+from app.storage import audit
+from app.storage.tables import LogCheckpoint
+
+
+class Mirror:
+    """A directory that follows the published log; whoever writes it again writes the same bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def size(self) -> int:
+        """How many entries the mirror's checkpoint covers.
+
+        Raises:
+            LogStopped: Its checkpoint can't be read.
+        """
+        try:
+            raw = (self.directory / "checkpoint").read_bytes()
+            return Checkpoint.parse(notes.parse(raw).text).size
+        except FileNotFoundError:
+            return 0
+        except VerifyError as error:
+            raise LogStopped(f"{self.directory / 'checkpoint'} can't be read: {error}") from None
+
+    def note(self) -> bytes:
+        """The checkpoint in force, as it is served."""
+        return (self.directory / "checkpoint").read_bytes()
+
+    def prepare(self, tx: Session, checkpoint: LogCheckpoint) -> None:
+        """Write tiles and bundles that are new with this checkpoint; the old one stays in force."""
+        old = self.size()
+        for tile in _new_tiles(old, checkpoint.size):
+            self._write(tile.path, partial(audit.tile, tx, tile))
+        for bundle in _new_bundles(old, checkpoint.size):
+            self._write(bundle.path, partial(audit.bundle, tx, bundle))
+
+    def show(self, checkpoint: LogCheckpoint, note: bytes) -> None:
+        """Put a prepared checkpoint in force."""
+        old = self.size()
+        _replace(self.directory / "checkpoint", note)
+        self._drop_partials(old, checkpoint.size)
+
+    def _write(self, path: str, content: Callable[[], bytes]) -> None:
+        file = self.directory / path
+        if not file.exists():
+            _replace(file, content())
+
+    def _drop_partials(self, old: int, new: int) -> None:
+        """Partial files go once the full one is there, as the specification allows."""
+        new_files: list[Tile | Bundle] = [*_new_tiles(old, new), *_new_bundles(old, new)]
+        for full in new_files:
+            if full.width == TILE_WIDTH:
+                shutil.rmtree(self.directory / f"{full.path}.p", ignore_errors=True)
+
+
+def _new_tiles(old: int, new: int) -> Iterator[Tile]:
+    level = 0
+    while new >> 8 * level:
+        yield from (Tile(level, *place) for place in _places(old >> 8 * level, new >> 8 * level))
+        level += 1
+
+
+def _new_bundles(old: int, new: int) -> Iterator[Bundle]:
+    return (Bundle(*place) for place in _places(old, new))
+
+
+def _places(old: int, new: int) -> Iterator[tuple[int, int]]:
+    """Index and width of every tile of a row that grew from ``old`` to ``new`` hashes."""
+    for index in range(old // TILE_WIDTH, -(-new // TILE_WIDTH)):
+        yield index, min(TILE_WIDTH, new - index * TILE_WIDTH)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(file.name + ".new")
+    with beside.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(file)

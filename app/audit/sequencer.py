@@ -1,0 +1,194 @@
+"""One order for all entries: batches from the outbox become leaves, tiles and a signed checkpoint.
+
+Several may run; the advisory lock lets one work. What a crash means, by where it happens:
+
+    before COMMIT of `_extend`       nothing happened; the rows are still pending
+    after COMMIT, before the guard   a checkpoint is signed that nobody saw; the next turn finds the guard behind,
+                                     checks that it is a prefix and publishes the newest
+    after the guard                  witnesses and mirror are asked again; they take the same checkpoint twice
+    before `publish` commits         as above: a checkpoint is public when its row says so, and not before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from expunge_verify import merkle, notes
+from expunge_verify.leaf import SCHEMA_DIGEST
+from expunge_verify.notes import Checkpoint, Signer
+from expunge_verify.tiles import Tile, grown, hashes
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from app.audit.guard import Guard
+from app.audit.journal import Journal
+from app.audit.leaves import Pen, Writer
+from app.audit.mirror import Mirror
+from app.errors import LogStopped, Misconfigured
+from app.settings import Settings
+from app.storage import audit
+from app.storage.sessions import transaction
+from app.storage.tables import LogCheckpoint
+
+BATCH = 2000
+_HEARTBEAT = timedelta(hours=12)
+"""After so long without a new entry the old tree is signed again: silence must be seen."""
+
+Cosign = Callable[[Session, LogCheckpoint], bytes]
+"""Asks witnesses; returns the note to publish."""
+
+
+@dataclass(frozen=True)
+class Sequencer:
+    """The log of one installation; made once per process."""
+
+    pen: Pen
+    signers: Sequence[Signer]
+    guard: Guard
+    mirror: Mirror
+    journal: Journal
+    cosign: Cosign
+
+    @classmethod
+    def of(cls, settings: Settings, cosign: Cosign) -> Sequencer:
+        """The sequencer that the settings describe.
+
+        Raises:
+            Misconfigured: The log's key is missing or no key.
+        """
+        signers = [Signer(settings.log_origin, seed) for seed in settings.log_keys()]
+        return cls(
+            Pen(settings.log_origin, settings.zone, settings.key("wrapping_key")),
+            signers,
+            Guard(settings.log_path, [signer.vkey for signer in signers]),
+            Mirror(settings.log_path / "public"),
+            Journal(settings.log_path),
+            cosign,
+        )
+
+    def turn(self, engine: Engine, *, now: datetime, limit: int = BATCH) -> int:
+        """Sequence one batch and publish what is signed; returns how many entries got their place.
+
+        Raises:
+            LogStopped: PostgreSQL and the guard disagree: nothing is signed until a person has looked.
+        """
+        with transaction(engine) as tx:
+            if not self._is_due(tx, now=now) or not audit.is_ours_to_sequence(tx):
+                return 0
+            self._check(tx)
+            self._open(tx, now=now)
+            placed = self._extend(tx, now=now, limit=limit)
+        with transaction(engine) as tx:
+            if audit.is_ours_to_sequence(tx):
+                self._publish(tx, now=now)
+        return placed
+
+    def check(self, engine: Engine) -> None:
+        """Compare PostgreSQL with what was signed last.
+
+        Raises:
+            LogStopped: They disagree.
+        """
+        with transaction(engine) as tx:
+            self._check(tx)
+
+    def _is_due(self, tx: Session, *, now: datetime) -> bool:
+        head = audit.head(tx)
+        stale = head is None or head.published is None or now - head.signed_at > _HEARTBEAT
+        return stale or audit.has_pending(tx)
+
+    def _check(self, tx: Session) -> None:
+        """Refuse to go on from a history that is not the one signed last."""
+        held, head = self.guard.held(), audit.head(tx)
+        if held is None:
+            if audit.published(tx) is not None:
+                raise LogStopped(
+                    "the log's guard is gone, so a restored database could not be told from the real one; bring "
+                    "EXPUNGE_LOG_DIRECTORY back, or, if PostgreSQL was never restored, run `expunge log trust`"
+                )
+            return
+        size = head.size if head else 0
+        if held.size > size:
+            raise LogStopped(
+                f"{held.size} entries were signed and PostgreSQL holds {size}: it was restored from a backup; "
+                "run `expunge restore-replay` before anything else"
+            )
+        if root_at(tx, held.size) != held.root:
+            raise LogStopped(f"PostgreSQL holds another history of the first {held.size} entries than was signed")
+
+    def _open(self, tx: Session, *, now: datetime) -> None:
+        """Enter keys that begin to sign; the first of all opens the log."""
+        known, head = audit.known_keys(tx), audit.head(tx)
+        foreign = [key.vkey for key in known if key.vkey.split("+")[0] != self.pen.origin]
+        if foreign:
+            raise Misconfigured("EXPUNGE_LOG_ORIGIN is not the name that this log was begun with; it can't change")
+        fresh = [str(s.vkey) for s in self.signers if str(s.vkey) not in {key.vkey for key in known}]
+        for number, vkey in enumerate(fresh):
+            if known or number:
+                audit.enter(tx, "log.key_rotated", {"vkey": vkey}, at=now)
+            else:
+                audit.enter(tx, "log.opened", {"vkey": vkey, "schema": SCHEMA_DIGEST}, at=now)
+            audit.add_key(tx, vkey, since=now, since_size=head.size if head else 0)
+
+    def _extend(self, tx: Session, *, now: datetime, limit: int) -> int:
+        """Leaves, tiles and a signed checkpoint, in one transaction."""
+        head = audit.head(tx)
+        size = head.size if head else 0
+        rows = audit.pending(tx, limit=limit, opening=head is None)
+        if not rows and not (head and now - head.signed_at > _HEARTBEAT):
+            return 0
+        writer = Writer(self.pen)
+        written = [writer.write(row) for row in rows]
+        tiles = grown(_reader(tx), size, [merkle.leaf_hash(entry) for entry, _ in written])
+        audit.add_evidence_keys(tx, writer.fresh_keys)
+        audit.place(
+            tx,
+            [
+                audit.Placed(row.id, index, entry, row.request_id, sealed)
+                for index, (row, (entry, sealed)) in enumerate(zip(rows, written, strict=True), size)
+            ],
+            tiles,
+        )
+        self._sign(tx, size + len(rows), now=now)
+        return len(rows)
+
+    def _sign(self, tx: Session, size: int, *, now: datetime) -> None:
+        checkpoint = Checkpoint(self.pen.origin, size, root_at(tx, size))
+        note = notes.sealed(checkpoint.text, [signer.sign(checkpoint.text) for signer in self.signers])
+        audit.sign(tx, size=size, root=checkpoint.root, note=note, at=now)
+
+    def _publish(self, tx: Session, *, now: datetime) -> None:
+        """Files and journal, then the guard, then witnesses, then the checkpoint that everybody reads."""
+        head = audit.head(tx)
+        if head is None or head.published is not None:
+            return
+        self._check(tx)
+        self.mirror.prepare(tx, head)
+        self.journal.follow(tx, head, since=audit.published(tx))
+        held = self.guard.held()
+        if held is None or (held.size, held.root) != (head.size, head.root):
+            self.guard.swap(held, head.note)
+        note = self.cosign(tx, head)
+        self.mirror.show(head, note)
+        audit.publish(tx, head, note=note, at=now)
+
+
+def root_at(tx: Session, size: int) -> bytes:
+    """The root of the log's first ``size`` entries, from its tiles."""
+    return merkle.root(hashes(_reader(tx), size), size)
+
+
+def inclusion_proof(tx: Session, index: int, size: int) -> list[bytes]:
+    """The audit path of entry ``index`` in the tree of ``size``."""
+    return merkle.inclusion_proof(hashes(_reader(tx), size), index, size)
+
+
+def consistency_proof(tx: Session, old: int, new: int) -> list[bytes]:
+    """That the tree of ``new`` begins with the tree of ``old``."""
+    return merkle.consistency_proof(hashes(_reader(tx), new), old, new)
+
+
+def _reader(tx: Session) -> Callable[[Tile], bytes]:
+    return lambda tile: audit.tile(tx, tile)

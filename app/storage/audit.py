@@ -1,0 +1,298 @@
+"""The public log in PostgreSQL: the outbox that changes write into, the tiles, the checkpoints, the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, encode_bundle
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.storage.tables import (
+    AuditEntry,
+    ErasureRequest,
+    Evidence,
+    LogCheckpoint,
+    LogKey,
+    LogTile,
+    RequestKey,
+    Target,
+    Timestamp,
+)
+
+_SEQUENCER_LOCK = 7215003
+WORKING, EVIDENCE = "working", "evidence"
+"""Purposes of a request's keys."""
+
+
+def enter(
+    tx: Session,
+    kind: str,
+    fields: Mapping[str, object] | None = None,
+    *,
+    at: datetime,
+    request_id: UUID | None = None,
+    job_id: UUID | None = None,
+) -> None:
+    """Put an entry into the outbox of the log, in the transaction that makes it true.
+
+    Args:
+        tx: The caller's transaction.
+        kind: A type of leaf.
+        fields: What this type says beyond what all leaves say: see the verifier's schema.
+        at: When; the log says the day.
+        request_id: Whose; the log says the request's random ref.
+        job_id: Of which job; stands in the private record alone.
+    """
+    tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=request_id, job_id=job_id, fields=fields or {}))
+
+
+def is_ours_to_sequence(tx: Session) -> bool:
+    """Take the sequencer's lock until the transaction ends; false when another sequencer has it."""
+    return bool(tx.scalar(select(func.pg_try_advisory_xact_lock(_SEQUENCER_LOCK))))
+
+
+def pending(tx: Session, *, limit: int, opening: bool = False) -> Sequence[Row[Any]]:  # Any: the columns below
+    """Entries without a place, oldest first: (id, type, at, request_id, job_id, fields, ref, evidence key).
+
+    They are found by what they lack. `id > last` would lose those that committed after a younger one. When the log is
+    opened, what opens it comes before whatever waited.
+    """
+    return tx.execute(
+        select(
+            AuditEntry.id,
+            AuditEntry.type,
+            AuditEntry.at,
+            AuditEntry.request_id,
+            AuditEntry.job_id,
+            AuditEntry.fields,
+            ErasureRequest.ref,
+            RequestKey.wrapped,
+        )
+        .outerjoin(ErasureRequest, ErasureRequest.id == AuditEntry.request_id)
+        .outerjoin(RequestKey, (RequestKey.request_id == AuditEntry.request_id) & (RequestKey.purpose == EVIDENCE))
+        .where(AuditEntry.leaf_index.is_(None))
+        .order_by(*([AuditEntry.type != "log.opened"] if opening else []), AuditEntry.id)
+        .limit(limit)
+    ).all()
+
+
+def has_pending(tx: Session) -> bool:
+    """Whether an entry waits for its place."""
+    return bool(tx.scalar(select(exists().where(AuditEntry.leaf_index.is_(None)))))
+
+
+def waiting_since(tx: Session) -> datetime | None:
+    """Since when the oldest entry waits for its place; none when no entry does."""
+    return tx.scalar(select(func.min(AuditEntry.at)).where(AuditEntry.leaf_index.is_(None)))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An entry with its bytes and its place, and what opens its commitment."""
+
+    id: int
+    index: int
+    entry: bytes
+    request_id: UUID | None
+    sealed: bytes | None
+
+
+def place(tx: Session, placed: Sequence[Placed], tiles: Mapping[Tile, bytes]) -> None:
+    """Give entries their places and write the tiles that grew, a statement each."""
+    tx.execute(
+        text(
+            "UPDATE audit_entries e SET entry = n.entry, leaf_index = n.leaf_index"
+            " FROM unnest(CAST(:ids AS bigint[]), CAST(:entries AS bytea[]), CAST(:places AS bigint[]))"
+            " AS n(id, entry, leaf_index) WHERE e.id = n.id"
+        ),
+        {"ids": [p.id for p in placed], "entries": [p.entry for p in placed], "places": [p.index for p in placed]},
+    )
+    evidence = [p for p in placed if p.sealed is not None]
+    tx.execute(
+        text(
+            "INSERT INTO audit_evidence (entry_id, request_id, sealed)"
+            " SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:requests AS uuid[]), CAST(:sealed AS bytea[]))"
+        ),
+        {
+            "ids": [p.id for p in evidence],
+            "requests": [p.request_id for p in evidence],
+            "sealed": [p.sealed for p in evidence],
+        },
+    )
+    for tile, hashes in tiles.items():
+        grown = postgresql.insert(LogTile).values(level=tile.level, index=tile.index, hashes=hashes)
+        tx.execute(grown.on_conflict_do_update(index_elements=["level", "index"], set_={"hashes": hashes}))
+
+
+def adopt(tx: Session, kind: str, *, at: datetime, entry: bytes, index: int, request_id: UUID | None) -> None:
+    """Write an entry that the log has and PostgreSQL lost, where it stood."""
+    tx.execute(
+        insert(AuditEntry).values(type=kind, at=at, request_id=request_id, fields={}, entry=entry, leaf_index=index)
+    )
+
+
+def add_evidence_keys(tx: Session, wrapped: Mapping[UUID, bytes]) -> None:
+    """Store new evidence keys by request."""
+    rows = [{"request_id": request_id, "purpose": EVIDENCE, "wrapped": key} for request_id, key in wrapped.items()]
+    if rows:
+        tx.execute(insert(RequestKey), rows)
+
+
+def tile(tx: Session, wanted: Tile) -> bytes:
+    """The hashes of a tile as it was when it had the width that its name says.
+
+    Raises:
+        NotFound: The log has no such tile (yet).
+    """
+    hashes = tx.scalar(select(LogTile.hashes).where(LogTile.level == wanted.level, LogTile.index == wanted.index))
+    if hashes is None or len(hashes) < wanted.bytes:
+        raise NotFound("the log has no such tile")
+    return bytes(hashes[: wanted.bytes])
+
+
+def bundle(tx: Session, wanted: Bundle) -> bytes:
+    """An entry bundle.
+
+    Raises:
+        NotFound: The log has no such bundle (yet).
+    """
+    found = entries(tx, wanted.index * TILE_WIDTH, wanted.index * TILE_WIDTH + wanted.width)
+    if len(found) < wanted.width:
+        raise NotFound("the log has no such entry bundle")
+    return encode_bundle(found)
+
+
+def entries(tx: Session, start: int, end: int) -> list[bytes]:
+    """Entries ``start`` to before ``end``, in the order of the log."""
+    within = select(AuditEntry.entry).where(AuditEntry.leaf_index >= start, AuditEntry.leaf_index < end)
+    return [bytes(entry) for entry in tx.scalars(within.order_by(AuditEntry.leaf_index)) if entry is not None]
+
+
+def head(tx: Session) -> LogCheckpoint | None:
+    """The newest checkpoint, published or not; none: the log is empty."""
+    return tx.scalar(select(LogCheckpoint).order_by(LogCheckpoint.id.desc()).limit(1))
+
+
+def published(tx: Session) -> LogCheckpoint | None:
+    """The newest checkpoint that anybody may see."""
+    return tx.scalar(
+        select(LogCheckpoint).where(LogCheckpoint.published.is_not(None)).order_by(LogCheckpoint.id.desc()).limit(1)
+    )
+
+
+def current_note(tx: Session) -> str | None:
+    """The newest published checkpoint as text: whoever is sent it is a small witness."""
+    found = published(tx)
+    return found.published.decode() if found and found.published else None
+
+
+def sign(tx: Session, *, size: int, root: bytes, note: bytes, at: datetime) -> LogCheckpoint:
+    """Write a signed checkpoint down; nobody sees it yet."""
+    made = LogCheckpoint(size=size, root=root, note=note, signed_at=at)
+    tx.add(made)
+    tx.flush()
+    return made
+
+
+def publish(tx: Session, checkpoint: LogCheckpoint, *, note: bytes, at: datetime) -> None:
+    """Let a checkpoint be seen."""
+    unpublished = (LogCheckpoint.id == checkpoint.id) & LogCheckpoint.published.is_(None)
+    tx.execute(update(LogCheckpoint).where(unpublished).values(published=note, published_at=at))
+
+
+def known_keys(tx: Session) -> Sequence[LogKey]:
+    """Every key that signed the log, oldest first."""
+    return tx.scalars(select(LogKey).order_by(LogKey.since_size, LogKey.since, LogKey.vkey)).all()
+
+
+def add_key(tx: Session, vkey: str, *, since: datetime, since_size: int) -> None:
+    """Write down a key that begins to sign."""
+    tx.add(LogKey(vkey=vkey, since=since, since_size=since_size))
+    tx.flush()
+
+
+def unpublished_starts(tx: Session, job_id: UUID) -> int:
+    """How many of a job's requests have an ``erasure.started`` that nobody outside can see yet."""
+    shown = published(tx)
+    unseen = or_(AuditEntry.leaf_index.is_(None), AuditEntry.leaf_index >= (shown.size if shown else 0))
+    count = (
+        select(func.count())
+        .select_from(AuditEntry)
+        .join(Target, Target.request_id == AuditEntry.request_id)
+        .where(Target.job_id == job_id, AuditEntry.type == "erasure.started", unseen)
+    )
+    return tx.scalar(count) or 0
+
+
+def place_of_certificate(tx: Session, request_id: UUID, digest: str) -> int | None:
+    """Where the log says that this certificate was issued; none: not yet."""
+    return tx.scalar(
+        select(AuditEntry.leaf_index).where(
+            AuditEntry.request_id == request_id,
+            AuditEntry.type == "certificate.issued",
+            AuditEntry.fields["cert"].astext == digest,
+        )
+    )
+
+
+def opened_by(tx: Session, request_id: UUID) -> Sequence[tuple[AuditEntry, Evidence]]:
+    """A request's entries with what opens their commitments, in the order of the log."""
+    rows = tx.execute(
+        select(AuditEntry, Evidence)
+        .join(Evidence, Evidence.entry_id == AuditEntry.id)
+        .where(AuditEntry.request_id == request_id)
+        .order_by(AuditEntry.leaf_index)
+    ).all()
+    return [(row[0], row[1]) for row in rows]
+
+
+def key_of(tx: Session, request_id: UUID, purpose: str) -> bytes | None:
+    """A request's wrapped key; none once it is shredded."""
+    return tx.scalar(
+        select(RequestKey.wrapped).where(RequestKey.request_id == request_id, RequestKey.purpose == purpose)
+    )
+
+
+def shred_evidence(tx: Session, *, ended_before: datetime) -> int:
+    """Delete the evidence keys of requests that ended before a time; what they sealed can't be opened any more."""
+    ended = select(ErasureRequest.id).where(ErasureRequest.closed_at < ended_before)
+    gone = delete(RequestKey).where(RequestKey.purpose == EVIDENCE, RequestKey.request_id.in_(ended))
+    return len(tx.scalars(gone.returning(RequestKey.request_id)).all())
+
+
+def expired_backups(tx: Session, *, now: datetime, limit: int) -> Sequence[UUID]:
+    """Requests whose deleted key is in no backup any more, and of which the log does not say so yet; marks them."""
+    over = (
+        select(ErasureRequest.id)
+        .where(ErasureRequest.backups_expire_at <= now)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return tx.scalars(
+        update(ErasureRequest)
+        .where(ErasureRequest.id.in_(over))
+        .values(backups_expire_at=None)
+        .returning(ErasureRequest.id)
+    ).all()
+
+
+def timestamp(tx: Session, digest: bytes) -> Timestamp | None:
+    """The token over these bytes, if there is one."""
+    return tx.get(Timestamp, digest)
+
+
+def latest_stamp(tx: Session) -> datetime | None:
+    """When a token was last fetched."""
+    return tx.scalar(select(func.max(Timestamp.stamped_at)))
+
+
+def keep_timestamp(tx: Session, digest: bytes, token: bytes, *, at: datetime) -> None:
+    """Store a token."""
+    tx.execute(postgresql.insert(Timestamp).values(digest=digest, token=token, stamped_at=at).on_conflict_do_nothing())

@@ -1,0 +1,361 @@
+"""The rules that leaves are replayed by: each with a story that keeps it and the smallest one that breaks it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import pytest
+from expunge_verify.leaf import LEVELS, decode, encode
+from expunge_verify.requests import RULES, Replay, replay
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.verifier.building import (
+    DUE,
+    Leaf,
+    Teller,
+    changing,
+    completed,
+    digest,
+    ended,
+    good_log,
+    model,
+    no_data,
+    opening,
+    ref,
+    reopened,
+    shared,
+)
+
+IN_TIME = date(2027, 2, 28)
+TOO_LATE = date(2027, 3, 1)
+Story = list[Leaf]
+Change = Callable[[Story], Story]
+
+
+def told(story: Story, today: date | None = IN_TIME) -> Replay:
+    return replay(enumerate(decode(encode(leaf)) for leaf in story), today)
+
+
+def broken(story: Story, today: date | None = IN_TIME) -> list[str]:
+    return sorted(violation.rule for violation in told(story, today).violations)
+
+
+def place(story: Story, kind: str, number: int = 0) -> int:
+    return [at for at, leaf in enumerate(story) if leaf["type"] == kind][number]
+
+
+def without(*kinds: str) -> Change:
+    return lambda story: [leaf for leaf in story if leaf["type"] not in kinds]
+
+
+def changed(kind: str, number: int = 0, **fields: Any) -> Change:
+    """One leaf with other fields; None takes a field away."""
+
+    def change(story: Story) -> Story:
+        at = place(story, kind, number)
+        leaf = {name: value for name, value in {**story[at], **fields}.items() if value is not None}
+        return [*story[:at], leaf, *story[at + 1 :]]
+
+    return change
+
+
+def moved(kind: str, before: str, number: int = 0) -> Change:
+    """One leaf now stands before another."""
+
+    def change(story: Story) -> Story:
+        leaf = story[place(story, kind, number)]
+        rest = [other for other in story if other is not leaf]
+        at = place(rest, before)
+        return [*rest[:at], leaf, *rest[at:]]
+
+    return change
+
+
+def added(kind: str, before: str | None, **fields: Any) -> Change:
+    """One leaf more, before another or at the end."""
+
+    def change(story: Story) -> Story:
+        tell = Teller()
+        tell.count = 1000
+        at = len(story) if before is None else place(story, before)
+        return [*story[:at], tell(kind, **fields), *story[at:]]
+
+    return change
+
+
+def all_of(*changes: Change) -> Change:
+    def change(story: Story) -> Story:
+        for one in changes:
+            story = one(story)
+        return story
+
+    return change
+
+
+def done(**fields: Any) -> Change:
+    return changed("erasure.done", **fields)
+
+
+def drop(story: Story, *places: int) -> Story:
+    return [leaf for at, leaf in enumerate(story) if at not in places]
+
+
+def added_second(story: Story) -> Story:
+    """The key goes a second time, after the reopening."""
+    at = place(story, "certificate.issued", 1)
+    return [*story[:at], Teller()("key.shredded", ref=ref("a"), nonce="0" * 32), *story[at:]]
+
+
+def a_story(name: str) -> Story:
+    tell = Teller()
+    stories = {
+        "erased": lambda: completed(tell, "a"),
+        "withdrawn": lambda: ended(tell, "a", "withdrawn"),
+        "refused": lambda: ended(tell, "a", "refused"),
+        "no data": lambda: no_data(tell, "a"),
+        "shared": lambda: [*changing(tell), *shared(tell, "a")],
+        "erased twice": lambda: [*completed(tell, "a"), *reopened(tell, "a")],
+    }
+    return [*opening(tell), *stories[name]()]
+
+
+STORIES = ("erased", "withdrawn", "refused", "no data", "shared", "erased twice")
+A, CERT = ref("a"), digest("certificate a")
+EXTENDED = {"ref": A, "due": "2027-04-30"}
+NO_DATA = {"model": model(after="m0"), "method": "no-data/1", "level": "none"}
+UNCERTIFIED = all_of(without("certificate.issued"), changed("request.closed", cert=None))
+VERIFIED_FROM_ELSEWHERE = all_of(changed("verify.passed", model=model("m9", "m1")), done(model=model("m9", "m1")))
+UNCLOSED = without("request.closed", "key.backup_expired", "recipients.notified")
+
+KEPT: list[tuple[str, Change]] = [
+    ("erased", added("request.extended", "erasure.started", **EXTENDED, day=DUE)),
+    ("erased", changed("request.closed", day="2027-03-01", in_time=False)),
+    ("erased", changed("verify.passed", level="A0")),
+    ("erased", changed("verify.passed", level="A1")),
+    ("erased", all_of(changed("verify.passed", level="none"), done(level="none"))),
+    ("erased", changed("request.closed", outcome="partial")),
+    ("erased", moved("key.shredded", before="unlearn.done")),
+    ("erased", moved("key.shredded", before="erasure.done")),
+    ("erased", without("key.backup_expired", "recipients.notified", "unlearn.done", "request.identity_confirmed")),
+    ("erased", without("model.retired", "model.registered", "log.opened")),
+    ("erased", added("verify.failed", "verify.passed", model=model("m0", "m1"))),
+    ("no data", without("erasure.done")),
+    ("no data", UNCERTIFIED),
+    ("withdrawn", added("erasure.started", "request.withdrawn", ref=A)),
+    ("shared", done(model=model(after="m0"))),
+    ("shared", all_of(without("model.promoted"), added("model.rolled_back", "erasure.done", model=model("m2", "m1")))),
+]
+
+BROKEN: list[tuple[str, str, Change]] = [
+    ("received-first", "erased", moved("request.identity_confirmed", before="request.received")),
+    ("received-once", "erased", added("request.received", "erasure.started", ref=A, due=DUE)),
+    ("extended-late", "erased", added("request.extended", "erasure.started", **EXTENDED, day="2027-03-01")),
+    ("reopened-open", "erased", added("request.reopened", "erasure.started", ref=A, due=DUE)),
+    ("after-closed", "erased", added("erasure.started", None, ref=A)),
+    ("after-closed", "erased", added("request.identity_confirmed", None, ref=A)),
+    ("after-closed", "erased", added("certificate.issued", None, ref=A, cert=CERT)),
+    ("after-closed", "erased", moved("erasure.done", before="recipients.notified", number=1)),
+    ("closed-once", "withdrawn", added("request.closed", None, ref=A, outcome="withdrawn", in_time=True)),
+    ("started-first", "erased", moved("erasure.done", before="erasure.started", number=1)),
+    ("started-first", "erased twice", lambda story: drop(story, place(story, "erasure.started", 1))),
+    ("done-missing", "erased", without("erasure.done")),
+    ("done-missing", "erased", lambda story: drop(story, place(story, "erasure.done"))),
+    ("done-missing", "erased", all_of(without("erasure.done"), changed("request.closed", outcome="partial"))),
+    ("done-missing", "erased twice", lambda story: drop(story, place(story, "erasure.done", 2))),
+    ("done-unverified", "erased", done(level="A1")),
+    ("done-unverified", "erased", all_of(changed("verify.passed", level="none"))),
+    ("done-unverified", "erased", done(model=model("other", "m1"))),
+    ("done-unverified", "erased", done(model=model(after="m1"))),
+    ("done-unpromoted", "erased", without("model.promoted")),
+    ("done-unknown", "shared", done(model=model(after="m9"))),
+    ("done-unknown", "shared", without("model.promoted")),
+    ("no-data-only", "no data", done(method="already-forgotten/1")),
+    ("erased-though-ended", "withdrawn", added("erasure.done", "key.shredded", ref=A, **NO_DATA)),
+    ("ended-unsaid", "withdrawn", without("request.withdrawn")),
+    ("ended-unsaid", "refused", changed("request.closed", outcome="withdrawn")),
+    ("shredded-missing", "withdrawn", without("key.shredded")),
+    ("shredded-missing", "no data", all_of(without("key.shredded"), UNCERTIFIED)),
+    ("shredded-once", "erased", added("key.shredded", "certificate.issued", ref=A)),
+    ("shredded-once", "erased twice", added_second),
+    ("shredded-early", "erased", moved("key.shredded", before="erasure.started")),
+    ("backup-early", "withdrawn", added("key.backup_expired", "key.shredded", ref=A)),
+    ("certificate-missing", "erased", without("certificate.issued")),
+    ("certificate-missing", "erased twice", lambda story: drop(story, place(story, "certificate.issued", 1))),
+    ("certificate-missing", "no data", without("certificate.issued")),
+    ("certificate-early", "erased", moved("certificate.issued", before="key.shredded")),
+    ("certificate-early", "erased", moved("erasure.done", before="request.closed", number=1)),
+    ("certificate-stray", "erased", added("certificate.issued", "certificate.issued", ref=A, cert=digest("another"))),
+    ("certificate-stray", "withdrawn", added("certificate.issued", "request.closed", ref=A, cert=CERT)),
+    ("in-time", "erased", changed("request.closed", day="2027-03-01")),
+    ("in-time", "erased", changed("request.closed", in_time=False)),
+    ("in-time", "erased twice", changed("request.reopened", due="2027-04-29")),
+    ("overdue", "erased", all_of(changed("request.received", due="2027-02-27"), UNCLOSED)),
+    ("promoted-unverified", "erased", VERIFIED_FROM_ELSEWHERE),
+    ("promoted-unverified", "shared", without("verify.passed")),
+    ("nonce-once", "erased", lambda story: changed("key.shredded", nonce=story[0]["nonce"])(story)),
+    ("commit-once", "erased", lambda story: changed("erasure.started", commit=story[1]["commit"])(story)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("today", [None, IN_TIME, TOO_LATE, date(2040, 1, 1)])
+def test_a_good_story_breaks_no_rule(name, today):
+    assert told(a_story(name), today).violations == ()
+
+
+def test_all_good_stories_together_break_no_rule():
+    read = told(good_log())
+    assert read.violations == read.open == ()
+    assert read.facts == (
+        "46 leaves tell of 5 requests",
+        "closed as completed: 3",
+        "closed as no_data: 1",
+        "closed as refused: 1",
+        "closed as withdrawn: 1",
+        "closed after the due day: 0",
+        "open, not yet due on 2027-02-28: 0",
+    )
+
+
+@pytest.mark.parametrize(("name", "change"), KEPT)
+def test_what_the_rules_leave_open_breaks_none(name, change):
+    assert change(a_story(name)) != a_story(name)
+    assert broken(change(a_story(name))) == []
+
+
+@pytest.mark.parametrize(("rule", "name", "change"), BROKEN)
+def test_a_broken_rule_is_named_and_no_other(rule, name, change):
+    assert change(a_story(name)) != a_story(name)
+    assert set(broken(change(a_story(name)))) == {rule}
+
+
+def test_every_rule_has_a_story_that_breaks_it():
+    assert {rule for rule, _, _ in BROKEN} == set(RULES)
+
+
+def test_a_violation_names_the_entry_that_breaks_the_rule():
+    story = done(level="A1")(a_story("erased"))
+    [violation] = told(story).violations
+    assert (violation.index, violation.rule) == (place(story, "erasure.done"), "done-unverified")
+    assert str(violation).startswith(f"entry {violation.index} [done-unverified]: ")
+
+
+def test_an_early_leaf_is_found_where_it_stands_although_only_the_end_shows_it():
+    story = moved("key.shredded", before="erasure.started")(a_story("erased"))
+    assert [violation.index for violation in told(story).violations] == [place(story, "key.shredded")]
+
+
+@pytest.mark.parametrize(("today", "rules"), [(None, []), (IN_TIME, []), (TOO_LATE, ["overdue"])])
+def test_an_open_request_is_overdue_the_day_after_it_was_due(today, rules):
+    story = UNCLOSED(a_story("erased"))
+    assert broken(story, today) == rules
+    assert [(open_.ref, open_.due) for open_ in told(story, today).open] == [(A, DUE)]
+
+
+def test_an_extension_moves_the_day_by_which_a_request_is_overdue():
+    story = [
+        Teller()("request.received", ref=A, due=DUE),
+        Teller()("request.extended", **EXTENDED, nonce="0" * 32, commit="0" * 64),
+    ]
+    assert broken(story, date(2027, 4, 30)) == []
+    assert broken(story, date(2027, 5, 1)) == ["overdue"]
+    assert told(story, date(2027, 5, 1)).violations[0].index == 1
+
+
+def test_shredding_again_in_order_does_not_mend_shredding_too_early():
+    early = added("key.shredded", "erasure.started", ref=A)
+    assert broken(early(a_story("erased"))) == ["shredded-early", "shredded-once"]
+
+
+def test_a_second_receipt_does_not_move_the_due_day():
+    again = added("request.received", "erasure.started", ref=A, due="2027-04-30")
+    late = changed("request.closed", day="2027-03-01")
+    assert broken(all_of(again, late)(a_story("erased"))) == ["in-time", "received-once"]
+
+
+def test_a_late_closing_that_says_so_is_a_fact():
+    story = changed("request.closed", day="2027-03-01", in_time=False)(a_story("erased"))
+    assert "closed after the due day: 1" in told(story).facts
+
+
+def test_levels_are_compared_by_strength_and_not_by_name():
+    for verified in LEVELS:
+        for claimed in LEVELS:
+            story = all_of(changed("verify.passed", level=verified), done(level=claimed))(a_story("erased"))
+            stronger_claim = LEVELS.index(claimed) < LEVELS.index(verified)
+            assert broken(story) == (["done-unverified"] if stronger_claim else [])
+
+
+def test_a_second_weaker_test_takes_nothing_from_the_first():
+    story = added("verify.passed", "model.promoted", model=model("m0", "m1"), level="none")(a_story("erased"))
+    assert broken(story) == []
+
+
+def test_one_change_can_serve_many_requests():
+    tell = Teller()
+    first, second = completed(tell, "a"), completed(tell, "b")
+    shared_change = [leaf for leaf in second if "ref" in leaf]
+    assert broken([*opening(tell), *first, *shared_change]) == []
+
+
+def test_an_empty_log_breaks_no_rule():
+    assert told([]).violations == ()
+
+
+OBLIGATORY = (
+    "request.received", "request.withdrawn", "request.refused", "erasure.started", "verify.passed", "model.promoted",
+    "key.shredded", "certificate.issued", "request.closed", "request.reopened",
+)  # fmt: skip
+
+
+def obligatory(story: Story) -> list[int]:
+    """What cannot be missing: also each of the only ones of its kind that say which model changed."""
+    changes = [at for at, leaf in enumerate(story) if leaf["type"] == "erasure.done" and leaf["method"] != "no-data/1"]
+    return changes + [at for at, leaf in enumerate(story) if leaf["type"] in OBLIGATORY]
+
+
+@pytest.mark.parametrize("at", obligatory(good_log()))
+def test_no_obligatory_leaf_can_be_dropped(at):
+    story = good_log()
+    assert broken(drop(story, at), date(2040, 1, 1)), story[at]["type"]
+
+
+@given(st.data())
+def test_a_drop_of_some_leaves_is_seen_unless_none_of_their_stories_is_left(data):
+    story = good_log()
+    places = data.draw(st.sets(st.sampled_from(obligatory(story)), min_size=1, max_size=4))
+    left = drop(story, *places)
+    gone = {story[at].get("ref") for at in places} - {None}
+    whole = gone and all(not any(leaf.get("ref") == who for leaf in left) for who in gone)
+    assert broken(left, date(2040, 1, 1)) or whole
+
+
+@given(st.permutations(good_log()), st.sampled_from([None, IN_TIME, date(1, 1, 1), date(9999, 12, 31)]))
+def test_leaves_in_any_order_are_read_to_the_end(story, today):
+    read = told(story, today)
+    assert read.facts[0] == f"{len(story)} leaves tell of 5 requests"
+    assert all(0 <= violation.index < len(story) and violation.rule in RULES for violation in read.violations)
+
+
+@given(st.lists(st.sampled_from(good_log()), max_size=60))
+def test_leaves_repeated_and_left_out_at_random_are_read_to_the_end(story):
+    read = told(story)
+    assert len(read.violations) >= len(story) - len({leaf["nonce"] for leaf in story})
+
+
+@given(st.data())
+def test_two_neighbours_of_one_request_out_of_order_are_seen(data):
+    """Those whose order means something; the rest of the story is as it was."""
+    story = a_story("erased")
+    pairs = [
+        ("request.received", "request.identity_confirmed"),
+        ("verify.passed", "model.promoted"),
+        ("model.promoted", "erasure.done"),
+        ("key.shredded", "certificate.issued"),
+        ("certificate.issued", "request.closed"),
+    ]
+    first, second = data.draw(st.sampled_from(pairs))
+    assert broken(moved(second, before=first)(story))
