@@ -26,7 +26,7 @@ from workers import leftovers
 from workers.certify import METHODS, finish
 from workers.context import Context
 from workers.lease import Lease
-from workers.torch_step import run_step
+from workers.torch_step import ChildDied, run_step
 
 Settle = Callable[[Session, Job], None]
 Step = Callable[[Context, Lease, Job], Settle]
@@ -37,6 +37,8 @@ RUNGS = ("influence", "renewal", "retrain")
 _CONTROLS = 300
 """Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
 _BACKOFF_SECONDS = 2
+_DEATHS_PER_RUNG = 2
+"""A rung whose process dies (of memory, of time) at so many claims is taken for one that can't."""
 _LOG_WAITS_SECONDS = 30
 _LOG_POLL_SECONDS = 0.1
 
@@ -102,7 +104,12 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
     """Base weights and samples → candidate weights, by the rung of the ladder that the job is on."""
     with transaction(ctx.engine) as tx:
         order = _order(ctx, tx, job)
-    answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
+    try:
+        answer = run_step("unlearn", order, lease=lease, limit_seconds=ctx.settings.step_seconds)
+    except ChildDied as died:
+        if job.attempts < _DEATHS_PER_RUNG or job.rung + 1 == len(RUNGS):
+            raise
+        answer = {"weights": None, "refused": f"{died}, again and again", "can_retrain": True}
 
     def settle(tx: Session, job: Job) -> None:
         if answer.get("calibrated") is False and order["calibration"]:

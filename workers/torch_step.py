@@ -22,6 +22,10 @@ _POLL_SECONDS = 0.1
 _ERROR_MOST = 300
 
 
+class ChildDied(StepFailed):
+    """The process was killed or ran out of time, without a word: for memory, normally, and again the next time."""
+
+
 def run_step(name: str, order: Json, *, lease: Lease, limit_seconds: float) -> Json:
     """Run ``workers.step NAME`` and return its answer.
 
@@ -49,7 +53,7 @@ def run_step(name: str, order: Json, *, lease: Lease, limit_seconds: float) -> J
     if "error" in answer:
         raise StepFailed(str(answer["error"])[:_ERROR_MOST], final=bool(answer.get("final")))
     if child.returncode != 0 or "result" not in answer:
-        raise StepFailed(f"the {name} process died with exit code {child.returncode}")
+        raise ChildDied(f"the {name} process died with exit code {child.returncode}")
     result: Json = answer["result"]
     return result
 
@@ -81,7 +85,7 @@ def _wait(child: subprocess.Popen[str], lease: Lease, until: float) -> None:
         if lease.lost:
             raise LeaseLost("another worker holds this job; its result counts")
         if time.monotonic() > until:
-            raise StepFailed("the step ran out of time and was killed")
+            raise ChildDied("the step ran out of time and was killed")
         time.sleep(_POLL_SECONDS)
 
 

@@ -32,14 +32,26 @@ class Guard:
         Raises:
             LogStopped: The file is damaged, or signed by a key that is not ours.
         """
-        try:
-            raw = self._file.read_bytes()
-        except FileNotFoundError:
+        raw = self.note()
+        if raw is None:
             return None
         try:
             return notes.open_checkpoint(raw, self._vkeys)[0]
         except VerifyError as error:
             raise LogStopped(f"{self._file} can't be trusted: {error}") from None
+
+    def note(self) -> bytes | None:
+        """What the file holds, unchecked; none before the first checkpoint.
+
+        Raises:
+            LogStopped: It is there and can't be read, which is no reason to go on without it.
+        """
+        try:
+            return self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LogStopped(f"{self._file} can't be read ({type(error).__name__})") from None
 
     def swap(self, old: Checkpoint | None, note: bytes) -> None:
         """Hold this note from now on, if ``old`` is still held; on disk when this returns.

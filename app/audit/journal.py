@@ -6,6 +6,8 @@
 
 Written before the checkpoint that shows the request's end is published; lines may come twice. The file is private
 (mode 0600): it holds no user id and no key, but who has the index key can test a name against the suppressions.
+
+A line that a crash cut short belongs to a checkpoint that was not signed for anybody: it is written again in full.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import LogStopped
@@ -36,7 +38,8 @@ from app.storage.tables import (
 )
 
 Json = dict[str, Any]  # Any: JSON
-_LONGEST_TRANSACTION = timedelta(hours=1)
+_CLOCKS_DIFFER = timedelta(hours=1)
+"""Suppressions are dated by PostgreSQL, requests by us: an hour is more than any two clocks are apart."""
 
 
 class Journal:
@@ -59,8 +62,7 @@ class Journal:
         )
         if not ended:
             return
-        lines = [*_requests(tx, ended), *_jobs(tx, ended), *_suppressions(tx, since.signed_at if since else None)]
-        self._append(lines)
+        self._append([*_requests(tx, ended), *_jobs(tx, ended), *_suppressions(tx, ended)])
 
     def lines(self) -> Iterator[Json]:
         """Everything written so far; a line that a crash cut short is left out.
@@ -81,9 +83,14 @@ class Journal:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(handle, "ab") as file:
+            file.truncate(self._whole())
             file.write(b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+    def _whole(self) -> int:
+        """How many bytes of the file are whole lines; the next line must not grow onto half of one."""
+        return self._file.read_bytes().rfind(b"\n") + 1
 
 
 def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or None
@@ -102,6 +109,7 @@ def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or No
                 "received_at": request.received_at.isoformat(),
                 "deadline": request.deadline.isoformat(),
                 "closed_at": (request.closed_at or request.received_at).isoformat(),
+                "backups_expire_at": request.backups_expire_at.isoformat() if request.backups_expire_at else None,
                 "certificate": issued,
             }
         }
@@ -122,10 +130,9 @@ def _jobs(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
         yield {"job": {**said, "ordinal": forgotten.ordinal, "samples": forgotten.sample_ids}}
 
 
-def _suppressions(tx: Session, since: datetime | None) -> Iterator[Json]:
-    rows = select(Suppression)
-    # A transaction may have begun before the last checkpoint was signed: an hour is more than any lasts.
-    if since is not None:
-        rows = rows.where(Suppression.since >= since - _LONGEST_TRANSACTION)
-    for row in tx.scalars(rows):
+def _suppressions(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
+    # Nothing connects a request that ended with its row here. But that row is younger than the request, however long
+    # the work on it took, and lines may come twice.
+    oldest = select(func.min(ErasureRequest.received_at)).where(ErasureRequest.id.in_(ids)).scalar_subquery()
+    for row in tx.scalars(select(Suppression).where(Suppression.since >= oldest - _CLOCKS_DIFFER)):
         yield {"suppression": {"key": base64.b64encode(row.suppression_key).decode(), "model": row.model}}

@@ -58,9 +58,11 @@ class Mirror:
         self._drop_partials(old, checkpoint.size)
 
     def _write(self, path: str, content: Callable[[], bytes]) -> None:
-        file = self.directory / path
-        if not file.exists():
-            _replace(file, content())
+        # Compared, not only looked for: a file may be there of a history that was written and never signed, if
+        # PostgreSQL lost its last commits just then.
+        file, wanted = self.directory / path, content()
+        if not file.exists() or file.read_bytes() != wanted:
+            _replace(file, wanted)
 
     def _drop_partials(self, old: int, new: int) -> None:
         """Partial files go once the full one is there, as the specification allows."""

@@ -122,7 +122,7 @@ def upgrade() -> None:
     op.execute(
         "INSERT INTO audit_entries (type, at, request_id, fields)"
         " SELECT 'request.received', received_at, id, jsonb_build_object('due', to_char(deadline AT TIME ZONE 'UTC',"
-        " 'YYYY-MM-DD\"T\"HH24:MI:SS\"+00:00\"')) FROM erasure_requests WHERE closed_at IS NULL ORDER BY sequence"
+        ' \'YYYY-MM-DD"T"HH24:MI:SS"+00:00"\')) FROM erasure_requests WHERE closed_at IS NULL ORDER BY sequence'
     )
     op.execute(
         "INSERT INTO audit_entries (type, at, fields) SELECT 'model.registered', v.published_at,"

@@ -112,9 +112,19 @@ def test_the_servers_stand_in_networks_without_a_way_out() -> None:
     assert set(SERVICES["postgres"]["networks"]) | set(SERVICES["redis"]["networks"]) <= inner
 
 
-def test_only_the_api_and_the_sender_of_webhooks_have_a_way_out() -> None:
+def test_only_the_api_the_sender_of_webhooks_and_the_asker_of_witnesses_have_a_way_out() -> None:
     inner = {network for network, options in TREE["networks"].items() if (options or {}).get("internal")}
-    assert {name for name, service in SERVICES.items() if set(service["networks"]) - inner} == {"api", "worker-io"}
+    assert {name for name, service in SERVICES.items() if set(service["networks"]) - inner} == {
+        "api",
+        "worker-io",
+        "dispatch",
+    }
+
+
+def test_only_dispatch_holds_the_key_of_the_public_log_and_its_directory() -> None:
+    holders = {name for name, service in SERVICES.items() if "EXPUNGE_LOG_KEY" in (service.get("environment") or {})}
+    assert holders == {"dispatch"}
+    assert {name for name, s in SERVICES.items() if any("/log" in v for v in s.get("volumes", []))} == {"dispatch"}
 
 
 @every_service

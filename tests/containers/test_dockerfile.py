@@ -51,7 +51,8 @@ def test_secrets_state_and_tests_never_reach_the_builder(path: str) -> None:
 def test_an_image_holds_every_package_of_the_project_and_no_other_code(image: str) -> None:
     patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {source for source in dockerfile.copied(image) if (dockerfile.ROOT / source).is_dir()}
-    assert folders == {pattern.rstrip("*") for pattern in patterns}
+    roots = {"expunge_verify": "verifier"}  # a distribution of its own lives in a folder of its own
+    assert folders == {roots.get(name, name) for name in (pattern.rstrip("*") for pattern in patterns)}
 
 
 def test_the_files_that_the_build_reads_are_copied_before_it() -> None:

@@ -43,6 +43,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         given = {name: base64.b64encode(os.urandom(32)).decode() for name in compose.required()}
+        given["EXPUNGE_LOG_ORIGIN"] = "erasure.example/log"
         self.services = compose.services(given)
         self.port = _free_port()
         for place in ("store", "recipes"):

@@ -1,6 +1,7 @@
 """The pipeline on a real database with real torch processes, driven step by step."""
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_requests_of_one_window_are_one_job_and_one_version(bench: Bench) -> Non
 
 def test_two_jobs_on_one_model_leave_both_deletions_in_the_final_version(bench: Bench) -> None:
     """Both start from the same base; whoever publishes second finds it moved and begins again."""
-    first_request = bench.demand(1)
+    first_request = bench.demand(3)
     (first,) = bench.plan()
     with transaction(bench.ctx.engine) as tx:
         held = jobs.claim(tx, first, lease=bench.ctx.settings.lease, max_attempts=5)
@@ -139,7 +140,7 @@ def test_two_jobs_on_one_model_leave_both_deletions_in_the_final_version(bench: 
         while erase.advance(bench.ctx, lease):
             pass
     assert bench.request(first_request).status == bench.request(second_request).status == "completed"
-    assert torch.allclose(bench.live_weights(), bench.retrained(without=[1, 2]), rtol=0, atol=1e-4)
+    assert torch.allclose(bench.live_weights(), bench.retrained(without=[2, 3]), rtol=0, atol=1e-4)
     with transaction(bench.ctx.engine) as tx:
         trail = [e.type for e in requests.events(tx, first_request) if e.type.startswith("job.")]
     assert trail.count("job.located") == 2
@@ -369,7 +370,7 @@ def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench, monkeypatch: pyt
         settings=bench.ctx.settings.model_copy(update={"step_seconds": 0.5, "max_attempts": 2}), engine=bench.ctx.engine
     )
     request_id = bench.demand(1)
-    give_up_after(bench, 3)
+    give_up_after(bench, 8)  # on every rung
     assert bench.request(request_id).status == "needs_attention"
     assert "ran out of time" in (bench.request(request_id).reason or "")
 
@@ -481,7 +482,7 @@ def test_an_engine_that_refuses_leaves_the_work_to_retraining(empty: Bench) -> N
 def test_batch_statistics_are_no_reason_to_retrain(empty: Bench) -> None:
     """They are estimated anew on the people who stay."""
     register(empty, recipe="tests.toy:Normalised")
-    request_id = empty.demand(1)
+    request_id = empty.demand(3)
     empty.run_all()
     assert empty.request(request_id).status == "completed", empty.request(request_id).reason
     assert empty.live().origin == "unlearned"
@@ -540,3 +541,23 @@ def test_what_an_earlier_rung_found_is_kept(empty: Bench) -> None:
     empty.demand(1)
     empty.run_all()
     assert (empty.live().report or {})["earlier"]["verdict"]["outcome"] == "inconclusive"
+
+
+def test_a_rung_whose_process_is_killed_again_and_again_gives_way_to_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_memory(name: str, order: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if order["rung"] != "retrain":
+            raise torch_step.ChildDied("the unlearn process died with exit code -9")
+        return in_this_process(name, order, **more)
+
+    monkeypatch.setattr(erase, "run_step", short_of_memory)
+    request_id = bench.demand(3)
+    for _ in range(3):  # the claim that located, and two more
+        bench.run_all()
+        bench.expire_leases()
+    assert bench.request(request_id).status == "completed"
+    assert bench.live().origin == "retrained"
+    report = bench.live().report
+    assert report is not None
+    assert "exit code -9, again and again" in json.dumps(report["earlier"])

@@ -216,6 +216,7 @@ def _is_text(pattern: re.Pattern[str], value: object) -> bool:
 
 
 def is_origin(value: object) -> bool:
+    """Whether a log may bear this name: a host and a path, no scheme, no bare address."""
     return isinstance(value, str) and _names_a_log(value)
 
 

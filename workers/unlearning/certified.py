@@ -269,10 +269,12 @@ def _mu(sensitivity: float, *, epsilon: float, delta: float, sigma: float | None
     """Return μ of the asked noise, or the largest that keeps (ε, δ)."""
     if not (0 < sensitivity < math.inf and 0 < epsilon < math.inf and 0 < delta < 1):
         raise Uncertifiable(f"sensitivity {sensitivity}, ε = {epsilon}, δ = {delta}: must be > 0 and finite, δ < 1")
+    if sigma == math.inf:
+        raise Uncertifiable("σ is infinite: there would be nothing left to publish")
     largest = mu_of(epsilon, delta=delta)
-    if sigma is not None and not math.inf > sigma * largest >= sensitivity:
+    if sigma is not None and not sigma * largest >= sensitivity:
         raise Uncertifiable(
-            f"σ = {sigma:.3g} does not keep ε = {epsilon}, δ = {delta}: it takes {sensitivity / largest:.3g}, finite"
+            f"σ = {sigma:.3g} is too small for ε = {epsilon}, δ = {delta}: it takes {sensitivity / largest:.3g}"
         )
     return largest if sigma is None else sensitivity / sigma
 

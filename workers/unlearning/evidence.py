@@ -19,8 +19,8 @@ _DRAWS = 4999
 """Random choices in a rank-sum test: its least p-value is one over this plus one."""
 _LEAST_PAIRS = 10
 """With fewer the mean of paired differences is not close to normal, and nothing passes on it."""
-_LEAST_EQUAL_PAIRS = 59
-"""Pairs that must all agree to show at level 0.05 that fewer than 5 % of pairs differ: log 0.05 / log 0.95."""
+_LEAST_EQUAL_PAIRS = 29
+"""Pairs that must all agree to show at level 0.05 that fewer than a tenth of pairs differ: log 0.05 / log 0.9."""
 
 
 def low_tail(values_U: Tensor, strangers_m: Tensor) -> Tensor:
