@@ -7,6 +7,8 @@ Exits 0 only if every check held.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import random
@@ -18,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a small network: threads would 
 
 import httpx
 import torch
+from expunge_verify import cli as verifier
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -103,6 +106,7 @@ def main() -> int:
                 compare(client, house, weights, people, checks)
                 console.rule("5  the certificate")
                 check_certificate(client, house, next(iter(ids)), checks)
+                check_log(client, house, next(iter(ids)), checks)
     console.rule(f"{time.monotonic() - started:.0f} s, nothing left running")
     if checks.failed:
         console.print(f"[red]{len(checks.failed)} claims did not hold[/]: {'; '.join(checks.failed)}", highlight=False)
@@ -227,6 +231,22 @@ def check_certificate(client: Portal, house: supervisor.House, request_id: str, 
     console.print(f"  [bold]{path}[/]", highlight=False)
 
 
+def check_log(client: Portal, house: supervisor.House, request_id: str, checks: Checks) -> None:
+    """Let the verifier that auditors install read the public log over HTTP, and the certificate's place in it."""
+    proof, origin = OUTPUT / "certificate.dsse.json.tlog-proof", f"{house.url}/log"
+    proof.write_bytes(client.proof(request_id))
+    public = base64.b64encode(certificates.public_key(house.settings.key("signing_key"))).decode()
+    certificate = ["certificate", str(OUTPUT / "certificate.dsse.json"), "--key", public, "--proof", str(proof)]
+    for claim, arguments in (
+        ("every entry of the public log is in its signed tree", ["log", origin]),
+        ("every request in it ends as the rules ask", ["requests", origin]),
+        ("the certificate is the one the log says was issued", certificate),
+    ):
+        with redirect_stdout(io.StringIO()):
+            status = verifier.main([*arguments, "--vkey", client.log_key()])
+        checks(f"expunge-verify {arguments[0]}: {claim}", holds=status == 0)
+
+
 class Portal:
     """What a privacy portal does with our API."""
 
@@ -270,6 +290,19 @@ class Portal:
         """The model's versions, newest first."""
         items: list[Json] = self._get(f"/v1/models/{MODEL}/versions")["items"]
         return items
+
+    def proof(self, request_id: str) -> bytes:
+        """The proof that the log holds the certificate; it follows the certificate by a second."""
+        path, deadline = f"/v1/erasure-requests/{request_id}/certificate.tlog-proof", time.monotonic() + 20
+        while (answer := self.http.get(path)).status_code == httpx.codes.NOT_FOUND and time.monotonic() < deadline:
+            time.sleep(0.2)
+        answer.raise_for_status()
+        return answer.content
+
+    def log_key(self) -> str:
+        """The log's key; an auditor gets it by another way than from the log."""
+        vkey: str = self._get("/.well-known/erasure-log.json")["keys"][-1]["vkey"]
+        return vkey
 
     def certificate(self, request_id: str) -> Json:
         """The request's certificate."""

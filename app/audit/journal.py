@@ -90,7 +90,13 @@ class Journal:
 
     def _whole(self) -> int:
         """How many bytes of the file are whole lines; the next line must not grow onto half of one."""
-        return self._file.read_bytes().rfind(b"\n") + 1
+        size = self._file.stat().st_size
+        with self._file.open("rb") as file:
+            file.seek(max(0, size - 1))
+            if file.read() in {b"", b"\n"}:
+                return size
+            file.seek(0)
+            return file.read().rfind(b"\n") + 1
 
 
 def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or None

@@ -2,21 +2,25 @@
 
 The backup knows nothing of what ended after it. The log's files know the entries, the journal knows samples,
 suppressions and certificates. Everything is applied in one transaction; then the service may start, and opens jobs for
-every model that lives with a deletion undone.
+every model that lives with a deletion undone. Keys of requests that ended are deleted whatever was restored: the key
+store has backups of its own, and may come back older than the data.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from expunge_verify import leaf as leaves
 from expunge_verify import merkle
 from expunge_verify.errors import VerifyError
-from expunge_verify.log import Facts, check_log, tile_reader
+from expunge_verify.log import CHECKPOINT, Facts, check_log, tile_reader
 from expunge_verify.source import Directory
 from expunge_verify.tiles import hashes, tiles_of
 from sqlalchemy.orm import Session
@@ -29,6 +33,8 @@ from app.storage.tables import ErasureRequest
 
 Json = dict[str, Any]  # Any: JSON
 _EVERY = 2**31 - 1
+_OF_THE_LEAF = frozenset({"v", "log", "type", "nonce", "day", "ref", "commit"})
+"""What a leaf says by itself; the rest are its entry's fields."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +46,18 @@ class Replayed:
         closed: requests that had ended since the backup.
         forgotten: groups of samples that models have to forget again.
         lost: refs of requests that came in after the backup, and whose senders must send them again.
+        keys: of requests that had ended, which the restore had brought back.
     """
 
     entries: int
     closed: int
     forgotten: int
     lost: tuple[str, ...]
+    keys: int = 0
 
 
 def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
-    """Bring a restored database up to the log; does nothing to one that is up to it.
+    """Bring a restored database up to the log; in one that is up to it, delete keys that came back.
 
     Raises:
         LogStopped: The log's files are damaged, or PostgreSQL's history is not the beginning of theirs.
@@ -57,62 +65,81 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
     held, head = sequencer.guard.held(), audit.head(tx)
     size = head.size if head else 0
     if held is None or held.size <= size:
-        return Replayed(0, 0, 0, ())
-    found = _files(sequencer, size=held.size)
-    reader = hashes(tile_reader(Directory(sequencer.mirror.directory)), held.size)
-    if merkle.root(reader, held.size) != held.root or (head and merkle.root(reader, size) != head.root):
+        return Replayed(0, 0, 0, (), recovery.shred_again(tx))
+    files = _Signed(Directory(sequencer.mirror.directory), sequencer.guard.note() or b"")
+    found = _facts(sequencer, files)
+    reader = hashes(tile_reader(files), held.size)
+    if head and merkle.root(reader, size) != head.root:
         raise LogStopped("the log's files and PostgreSQL do not share a history; nothing was changed")
-    _bring_back(tx, sequencer, found, size=size, held_size=held.size, now=now)
-    closed = forgotten = 0
-    for line in sequencer.journal.lines():
-        closed += "request" in line and _close(tx, line["request"])
-        forgotten += "job" in line and recovery.bury(tx, **line["job"])
-        if "suppression" in line:
-            key = base64.b64decode(line["suppression"]["key"])
-            recovery.suppress(tx, key, model=line["suppression"]["model"])
-    return Replayed(held.size - size, closed, forgotten, tuple(_lost(tx, found)))
+    lines = list(sequencer.journal.lines())
+    closed = sum(_close(tx, line["request"]) for line in lines if "request" in line)
+    _bring_back(tx, found, size=size, now=now)
+    forgotten = sum(recovery.bury(tx, **line["job"], at=now) for line in lines if "job" in line)
+    _suppress(tx, lines)
+    _adopt_tree(tx, sequencer, files, found, now=now)
+    return Replayed(held.size - size, closed, forgotten, tuple(_lost(tx, found)), recovery.shred_again(tx))
 
 
-def _files(sequencer: Sequencer, *, size: int) -> Facts:
-    """Everything that the mirror holds, checked from its signature to the last byte."""
-    vkeys = [signer.vkey for signer in sequencer.signers]
+@dataclass(frozen=True)
+class _Signed:
+    """The log's files under the last checkpoint that was signed, whether or not its publication came so far."""
+
+    files: Directory
+    note: bytes
+
+    def get(self, resource_path: str, max_bytes: int) -> bytes:
+        """See ``expunge_verify.source.Source``."""
+        return self.note if resource_path == CHECKPOINT else self.files.get(resource_path, max_bytes)
+
+
+def _facts(sequencer: Sequencer, files: _Signed) -> Facts:
+    """Everything that the files hold, checked from the signature to the last byte."""
     try:
-        found = check_log(Directory(sequencer.mirror.directory), vkeys)
+        found = check_log(files, [signer.vkey for signer in sequencer.signers])
     except VerifyError as error:
         raise LogStopped(f"the log's files can't be used: {error}") from None
-    if found.checkpoint.size != size:
-        raise LogStopped(
-            f"{size} entries were signed and the log's files show {found.checkpoint.size}: "
-            "bring the whole of EXPUNGE_LOG_DIRECTORY back"
-        )
+    if sequencer.mirror.size() > found.checkpoint.size:
+        raise LogStopped("the log's guard is older than its files: bring the whole of EXPUNGE_LOG_DIRECTORY back")
     return found
 
 
-def _bring_back(tx: Session, sequencer: Sequencer, found: Facts, *, size: int, held_size: int, now: datetime) -> None:
-    """Write the entries, tiles and the checkpoint that the backup did not have; shred again what they say is shred."""
-    seen = set()
+def _bring_back(tx: Session, found: Facts, *, size: int, now: datetime) -> None:
+    """Write the entries that the backup did not have, and what they say of keys."""
+    seen, known = Counter[str](), recovery.by_ref(tx)
     for index, leaf in found.leaves():
         if index < size:
             continue
-        seen.add(_name(leaf))
-        request_id = recovery.by_ref(tx, leaf["ref"]) if "ref" in leaf else None
-        audit.adopt(tx, leaf["type"], at=now, entry=found.entries[index], index=index, request_id=request_id)
+        seen[_name(leaf)] += 1
+        request_id = known.get(leaf.get("ref", ""))
+        fields = {name: value for name, value in leaf.items() if name not in _OF_THE_LEAF}
+        entry = audit.Placed(0, index, found.entries[index], request_id, None)
+        audit.adopt(tx, leaf["type"], entry, fields=fields, at=now)
         if leaf["type"] in {"log.opened", "log.key_rotated"}:
             audit.add_key(tx, leaf["vkey"], since=now, since_size=index)
-        if leaf["type"] == "key.shredded" and request_id is not None:
-            recovery.shred(tx, request_id)
-    waiting = audit.pending(tx, limit=_EVERY)
-    recovery.drop_pending(
-        tx, [row.id for row in waiting if _name({"type": row.type, "ref": row.ref, **row.fields}) in seen]
-    )
-    read = tile_reader(Directory(sequencer.mirror.directory))
-    audit.place(tx, [], {tile: read(tile) for tile in tiles_of(held_size)})
-    note = sequencer.mirror.note()
-    made = audit.sign(tx, size=held_size, root=found.checkpoint.root, note=note, at=now)
-    audit.publish(tx, made, note=note, at=now)
+        if leaf["type"] == "key.backup_expired" and request_id is not None:
+            recovery.outlive_backups(tx, request_id)
+    recovery.drop_pending(tx, _sequenced(tx, seen))
 
 
-def _name(leaf: Json) -> str:
+def _sequenced(tx: Session, seen: Counter[str]) -> Iterable[int]:
+    """Entries that waited for a place when the backup was made and have one in the log, each for one of its leaves."""
+    for row in audit.pending(tx, limit=_EVERY):
+        name = _name({"type": row.type, "ref": row.ref, **row.fields})
+        if seen[name]:
+            seen[name] -= 1
+            yield row.id
+
+
+def _adopt_tree(tx: Session, sequencer: Sequencer, files: _Signed, found: Facts, *, now: datetime) -> None:
+    """Write tiles and the checkpoint; one that had not been published yet is published by the next turn."""
+    read, checkpoint = tile_reader(files), found.checkpoint
+    audit.place(tx, [], {tile: read(tile) for tile in tiles_of(checkpoint.size)})
+    made = audit.sign(tx, size=checkpoint.size, root=checkpoint.root, note=files.note, at=now)
+    if sequencer.mirror.size() == checkpoint.size:
+        audit.publish(tx, made, note=sequencer.mirror.note(), at=now)
+
+
+def _name(leaf: leaves.Leaf) -> str:
     """What two tellings of the same event share: nonce and commitment are drawn anew."""
     return json.dumps([leaf["type"], leaf.get("ref"), leaf.get("model"), leaf.get("cert")], sort_keys=True)
 
@@ -126,14 +153,21 @@ def _close(tx: Session, said: Json) -> bool:
         deadline=datetime.fromisoformat(said["deadline"]),
     )
     at = datetime.fromisoformat(said["closed_at"])
-    if not moves.end_again(tx, made, then=RequestStatus(said["status"]), at=at):
-        return False
+    ended = moves.end_again(tx, made, then=RequestStatus(said["status"]), at=at)
+    if ended and said["backups_expire_at"]:
+        recovery.await_backups(tx, made.id, until=datetime.fromisoformat(said["backups_expire_at"]))
     if said["certificate"]:
         recovery.certify(tx, made.id, said["certificate"], at=at)
-    return True
+    return ended
+
+
+def _suppress(tx: Session, lines: Iterable[Json]) -> None:
+    for line in lines:
+        if "suppression" in line:
+            key = base64.b64decode(line["suppression"]["key"])
+            recovery.suppress(tx, key, model=line["suppression"]["model"])
 
 
 def _lost(tx: Session, found: Facts) -> list[str]:
     """Requests that the log has received and PostgreSQL does not know."""
-    refs = {leaf["ref"]: leaf["type"] for _, leaf in found.leaves() if "ref" in leaf}
-    return sorted(ref for ref in refs if recovery.by_ref(tx, ref) is None)
+    return sorted({leaf["ref"] for _, leaf in found.leaves() if "ref" in leaf} - recovery.by_ref(tx).keys())

@@ -131,11 +131,10 @@ def place(tx: Session, placed: Sequence[Placed], tiles: Mapping[Tile, bytes]) ->
         tx.execute(grown.on_conflict_do_update(index_elements=["level", "index"], set_={"hashes": hashes}))
 
 
-def adopt(tx: Session, kind: str, *, at: datetime, entry: bytes, index: int, request_id: UUID | None) -> None:
-    """Write an entry that the log has and PostgreSQL lost, where it stood."""
-    tx.execute(
-        insert(AuditEntry).values(type=kind, at=at, request_id=request_id, fields={}, entry=entry, leaf_index=index)
-    )
+def adopt(tx: Session, kind: str, lost: Placed, *, fields: Mapping[str, object], at: datetime) -> None:
+    """Write an entry that the log has and PostgreSQL lost, where it stood; its id is a new one."""
+    place = {"entry": lost.entry, "leaf_index": lost.index}
+    tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=lost.request_id, fields=fields, **place))
 
 
 def add_evidence_keys(tx: Session, wrapped: Mapping[UUID, bytes]) -> None:
@@ -173,6 +172,20 @@ def entries(tx: Session, start: int, end: int) -> list[bytes]:
     """Entries ``start`` to before ``end``, in the order of the log."""
     within = select(AuditEntry.entry).where(AuditEntry.leaf_index >= start, AuditEntry.leaf_index < end)
     return [bytes(entry) for entry in tx.scalars(within.order_by(AuditEntry.leaf_index)) if entry is not None]
+
+
+def altered(tx: Session, first: int, end: int) -> int | None:
+    """Of tiles ``first`` to before ``end`` of level 0, one whose hashes are not those of the entries beside them."""
+    return tx.scalar(
+        text(
+            "SELECT t.index FROM log_tiles t LEFT JOIN ("
+            " SELECT leaf_index / :width AS index,"
+            " string_agg(sha256('\\x00'::bytea || entry), ''::bytea ORDER BY leaf_index) AS hashes FROM audit_entries"
+            " WHERE leaf_index >= :first * :width AND leaf_index < :end * :width GROUP BY 1) e ON e.index = t.index"
+            " WHERE t.level = 0 AND t.index >= :first AND t.index < :end AND e.hashes IS DISTINCT FROM t.hashes LIMIT 1"
+        ),
+        {"first": first, "end": end, "width": TILE_WIDTH},
+    )
 
 
 def head(tx: Session) -> LogCheckpoint | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.storage import audit, moves
+from app.domain.lifecycle import REQUEST_ENDED
+from app.storage import audit, jobs, moves
+from app.storage.samples import TRAIN, forget_subjects
 from app.storage.tables import (
     AuditEntry,
     Certificate,
@@ -22,27 +24,40 @@ from app.storage.tables import (
     Posting,
     RequestKey,
     Suppression,
+    Target,
 )
 
 
-def by_ref(tx: Session, ref: str) -> UUID | None:
-    """The request that the log calls ``ref``."""
-    return tx.scalar(select(ErasureRequest.id).where(ErasureRequest.ref == ref))
+def by_ref(tx: Session) -> dict[str, UUID]:
+    """Every request by the name that the log has for it."""
+    return dict(tx.execute(select(ErasureRequest.ref, ErasureRequest.id)).tuples().all())
 
 
-def shred(tx: Session, request_id: UUID) -> None:
-    """Delete a working key that the restore brought back."""
-    working = (RequestKey.request_id == request_id) & (RequestKey.purpose == audit.WORKING)
-    tx.execute(delete(RequestKey).where(working))
+def shred_again(tx: Session) -> int:
+    """Delete working keys of requests that have ended, and of requests that are not there; returns how many."""
+    open_ones = select(ErasureRequest.id).where(ErasureRequest.subject_key.is_not(None))
+    back = (RequestKey.purpose == audit.WORKING) & RequestKey.request_id.not_in(open_ones)
+    return len(tx.scalars(delete(RequestKey).where(back).returning(RequestKey.request_id)).all())
 
 
-def drop_pending(tx: Session, ids: Sequence[int]) -> None:
+def await_backups(tx: Session, request_id: UUID, *, until: datetime) -> None:
+    """Remember when the last backup goes that may hold a request's deleted key."""
+    ended = ErasureRequest.id == request_id
+    tx.execute(update(ErasureRequest).where(ended).values(backups_expire_at=until))
+
+
+def outlive_backups(tx: Session, request_id: UUID) -> None:
+    """Note that the log says already that the last backup of a request's key is gone."""
+    tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(backups_expire_at=None))
+
+
+def drop_pending(tx: Session, ids: Iterable[int]) -> None:
     """Give up entries that waited for a place when the backup was made, and got it afterwards.
 
     The trigger that keeps entries from being deleted is for everybody else; a restore is the database owner's.
     """
     tx.execute(text("ALTER TABLE audit_entries DISABLE TRIGGER append_only"))
-    tx.execute(delete(AuditEntry).where(AuditEntry.id.in_(ids), AuditEntry.leaf_index.is_(None)))
+    tx.execute(delete(AuditEntry).where(AuditEntry.id.in_(list(ids)), AuditEntry.leaf_index.is_(None)))
     tx.execute(text("ALTER TABLE audit_entries ENABLE TRIGGER append_only"))
 
 
@@ -51,30 +66,55 @@ def suppress(tx: Session, key: bytes, *, model: str) -> None:
     tx.execute(insert(Suppression).values(suppression_key=key, model=model).on_conflict_do_nothing())
 
 
-def bury(
-    tx: Session,
-    *,
-    job: str,
-    model: str,
-    manifest: str,
-    ordinal: int,
-    samples: list[int],
-) -> bool:
+def bury(tx: Session, *, job: str, model: str, manifest: str, ordinal: int, samples: list[int], at: datetime) -> bool:
     """Note a deletion that was made, and drop the index rows of the person; true if the backup did not know."""
     model_id = tx.scalar(select(Model.id).where(Model.name == model))
     manifests = list(tx.scalars(select(Manifest.id).where(Manifest.model_id == model_id, Manifest.digest == manifest)))
     if model_id is None or not manifests:
         return False  # registered after the backup: it must be registered again, and the suppression list sees it
     moves.job_again(tx, UUID(job), model_id)
+    _join_another(tx, UUID(job), model_id, at=at)
     made = 0
     for manifest_id in manifests:
         row = {"job_id": UUID(job), "manifest_id": manifest_id, "ordinal": ordinal, "sample_ids": samples}
         done = tx.execute(insert(Forgotten).values(row).on_conflict_do_nothing().returning(Forgotten.ordinal)).all()
         made += len(done)
-        tx.execute(delete(Posting).where(Posting.manifest_id == manifest_id, Posting.sample_ids.contained_by(samples)))
+        _drop_index_rows(tx, model_id, manifest_id, samples)
     return made > 0
 
 
 def certify(tx: Session, request_id: UUID, envelope: dict[str, Any], *, at: datetime) -> None:  # Any: JSON
-    """Bring a certificate back."""
-    tx.add(Certificate(request_id=request_id, envelope=envelope, issued_at=at))
+    """Bring a certificate back, unless it is there."""
+    there = select(Certificate.id).where(Certificate.request_id == request_id, Certificate.envelope == envelope)
+    if tx.scalar(there) is None:
+        tx.add(Certificate(request_id=request_id, envelope=envelope, issued_at=at))
+        tx.flush()
+
+
+def _join_another(tx: Session, job_id: UUID, model_id: UUID, *, at: datetime) -> None:
+    """Give requests that the job served, and that wait for another model, to a new job: this one's result is lost."""
+    waiting = (
+        select(Target.request_id)
+        .join(ErasureRequest, ErasureRequest.id == Target.request_id)
+        .where(Target.job_id == job_id, Target.result.is_(None), ErasureRequest.status.not_in(REQUEST_ENDED))
+    )
+    for request_id in tx.scalars(waiting).all():
+        jobs.join(tx, jobs.collecting(tx, model_id, opens_at=at), request_id, model_id)
+
+
+def _drop_index_rows(tx: Session, model_id: UUID, manifest_id: UUID, samples: list[int]) -> None:
+    """Forget whose these samples were: people all of whose samples are forgotten now, and who ask for nothing else.
+
+    Somebody who shared all of their samples with the forgotten goes with them: nothing tells the two apart any more.
+    """
+    gone = select(func.unnest(Forgotten.sample_ids)).where(Forgotten.manifest_id == manifest_id)
+    forgotten = list(tx.scalars(gone))
+    asking = select(ErasureRequest.subject_key).where(ErasureRequest.subject_key.is_not(None))
+    theirs = select(Posting.subject_key).where(
+        Posting.manifest_id == manifest_id,
+        Posting.split == TRAIN,
+        Posting.sample_ids.overlap(samples),
+        Posting.sample_ids.contained_by(forgotten),
+        Posting.subject_key.not_in(asking),
+    )
+    forget_subjects(tx, tx.scalars(theirs).all(), model_id=model_id)
