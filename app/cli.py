@@ -28,7 +28,7 @@ from app.audit.sequencer import Sequencer
 from app.domain.lifecycle import RequestStatus
 from app.errors import ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
-from app.storage import audit, keys, migrate, requests, versions
+from app.storage import audit, keys, migrate, requests, roles, versions
 from app.storage.sessions import connect, transaction
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry erasure requests through to trained models.")
@@ -108,10 +108,19 @@ def worker(
 
 
 @cli.command(name="migrate")
-def upgrade() -> None:
+def upgrade(
+    *,
+    with_roles: Annotated[
+        bool, typer.Option("--roles", help="Make the roles expunge_app and expunge_sequencer, too.")
+    ] = False,
+) -> None:
     """Bring the database to the newest schema."""
-    migrate.upgrade(supervisor.join_embedded(load()).sqlalchemy_url())
+    url = supervisor.join_embedded(load()).sqlalchemy_url()
+    migrate.upgrade(url)
     console.print("the schema is up to date")
+    if with_roles:
+        roles.grant(url)
+        console.print(f"accounts in role {roles.APP} may serve and work, in role {roles.SEQUENCER} dispatch")
 
 
 @cli.command()

@@ -89,7 +89,9 @@ def receipt_of(tx: Session, request: ErasureRequest, settings: Settings) -> byte
 def page_of(tx: Session, issued: Certificate, settings: Settings) -> str:
     """The certificate as an HTML page, with a code that leads to the log's entry; no scripts, nothing loaded."""
     digest = certificates.digest(issued.envelope)
-    index = audit.place_of_certificate(tx, issued.request_id, digest)
+    index, shown = audit.place_of_certificate(tx, issued.request_id, digest), audit.published(tx)
+    if index is not None and (shown is None or index >= shown.size):
+        index = None  # it has its place, but nobody can look it up yet
     address = f"https://{settings.log_origin}/entry/{index}.tlog-proof" if index is not None else None
     payload: Json = certificates.payload(issued.envelope)
     stamp = audit.timestamp(tx, bytes.fromhex(digest.removeprefix("sha256:")))

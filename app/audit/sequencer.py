@@ -150,10 +150,8 @@ class Sequencer:
             if found is None:
                 found = _misplaced(tx, held, start, end)
             if found is not None:
-                raise LogStopped(
-                    f"PostgreSQL's entries {found * TILE_WIDTH} to {min((found + 1) * TILE_WIDTH, held.size) - 1} are not "
-                    "those that were signed"
-                )
+                last = min((found + 1) * TILE_WIDTH, held.size) - 1
+                raise LogStopped(f"PostgreSQL's entries {found * TILE_WIDTH} to {last} are not those that were signed")
 
     def _open(self, tx: Session, *, now: datetime) -> None:
         """Enter keys that begin to sign; the first of all opens the log."""

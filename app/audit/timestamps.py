@@ -5,7 +5,7 @@ Our own clock proves nothing to others. Checkpoints are stamped once a day, cert
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import httpx
 from cryptography import x509
 from rfc3161_client import (
+    TimeStampRequest,
     TimestampRequestBuilder,
     TimeStampResponse,
     VerificationError,
@@ -20,11 +21,11 @@ from rfc3161_client import (
     decode_timestamp_response,
 )
 
+from app.audit.inquiry import ask
 from app.errors import Misconfigured, Unavailable
 from app.settings import Settings
 
-_TIMEOUT_SECONDS: Final = 10.0
-_MOST_BYTES: Final = 64 << 10
+_SECONDS: Final = 10.0
 
 
 def fetch(message: bytes, settings: Settings) -> bytes:
@@ -32,25 +33,33 @@ def fetch(message: bytes, settings: Settings) -> bytes:
 
     Raises:
         Unavailable: The authority does not answer, or what it answers is no token over this message.
+        Misconfigured: The roots can't be read.
     """
     request = TimestampRequestBuilder().data(message).nonce(nonce=True).cert_request(cert_request=True).build()
-    try:
-        answer = httpx.post(
-            settings.timestamp_url,
-            content=request.as_bytes(),
-            headers={"Content-Type": "application/timestamp-query"},
-            timeout=_TIMEOUT_SECONDS,
-            trust_env=False,
-        )
-        answer.raise_for_status()
-        token = decode_timestamp_response(answer.content[:_MOST_BYTES])
-    except (httpx.HTTPError, ValueError) as error:
-        raise Unavailable(f"the time stamp authority gave no token ({type(error).__name__})") from None
-    if token.tst_info.message_imprint.message != hashlib.sha512(message).digest():
-        raise Unavailable("the time stamp authority stamped something else")
+    question = ask(settings.timestamp_url, request.as_bytes(), kind="application/timestamp-query", seconds=_SECONDS)
+    answer = asyncio.run(question)
+    if answer.status != httpx.codes.OK:
+        raise Unavailable(f"the time stamp authority answered {answer.status}")
+    token = _read(answer.body, request)
     if settings.timestamp_roots:
         check(token, message, settings.timestamp_roots)
     return token.as_bytes()
+
+
+def _read(reply: bytes, request: TimeStampRequest) -> TimeStampResponse:
+    """The token in a reply; a refusal has none, and says so only when it is looked at."""
+    try:
+        token = decode_timestamp_response(reply)
+        stamped, nonce = token.tst_info.message_imprint, token.tst_info.nonce
+    except ValueError:
+        raise Unavailable("the time stamp authority gave no token") from None
+    if (stamped.hash_algorithm, stamped.message, nonce) != (
+        request.message_imprint.hash_algorithm,
+        request.message_imprint.message,
+        request.nonce,
+    ):
+        raise Unavailable("the time stamp authority stamped something else")
+    return token
 
 
 def check(token: TimeStampResponse, message: bytes, roots: Path) -> datetime:
@@ -64,11 +73,8 @@ def check(token: TimeStampResponse, message: bytes, roots: Path) -> datetime:
         certificates = x509.load_pem_x509_certificates(roots.read_bytes())
     except (OSError, ValueError) as error:
         raise Misconfigured(f"EXPUNGE_TIMESTAMP_ROOTS can't be read ({type(error).__name__})") from None
-    builder = VerifierBuilder()
-    for certificate in certificates:
-        builder = builder.add_root_certificate(certificate)
     try:
-        builder.build().verify_message(token, message)
+        VerifierBuilder(roots=certificates).build().verify_message(token, message)
     except (VerificationError, ValueError) as error:
         raise Unavailable(f"the time stamp can't be trusted: {type(error).__name__}") from None
     return token.tst_info.gen_time

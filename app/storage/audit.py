@@ -176,7 +176,7 @@ def entries(tx: Session, start: int, end: int) -> list[bytes]:
 
 def altered(tx: Session, first: int, end: int) -> int | None:
     """Of tiles ``first`` to before ``end`` of level 0, one whose hashes are not those of the entries beside them."""
-    return tx.scalar(
+    found: int | None = tx.scalar(
         text(
             "SELECT t.index FROM log_tiles t LEFT JOIN ("
             " SELECT leaf_index / :width AS index,"
@@ -186,6 +186,7 @@ def altered(tx: Session, first: int, end: int) -> int | None:
         ),
         {"first": first, "end": end, "width": TILE_WIDTH},
     )
+    return found
 
 
 def head(tx: Session) -> LogCheckpoint | None:

@@ -14,7 +14,7 @@ from tests.architecture.source import ROOT, modules
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN = "<!-- captions: python -m tests.architecture.captions --write -->"
 END = "<!-- /captions -->"
-_LINE = re.compile(r"^(?:- )?`((?:app|workers)/[^`]+\.py)` — (.*)$", re.MULTILINE)
+_LINE = re.compile(r"^(?:- )?`((?:app|workers|verifier)/[^`]+\.py)` — (.*)$", re.MULTILINE)
 
 
 def expected() -> dict[str, str]:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("app", "workers")
+PACKAGES = ("app", "workers", "verifier")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -1,0 +1,61 @@
+"""A question to a server that may be hostile: it gets so long and so many bytes, and leads us nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import httpx
+
+from app.errors import Unavailable
+
+_MOST_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said; nothing of it is believed yet."""
+
+    status: int
+    body: bytes
+
+
+async def ask(url: str, question: bytes, *, kind: str, seconds: float) -> Answer:
+    """POST a question, and read an answer of at most 64 KiB.
+
+    Args:
+        url: Where; no proxy is used and no redirect followed.
+        question: The body.
+        kind: Its media type.
+        seconds: For all of it. A limit for each read would let a server that sends a byte at a time hold us for days.
+
+    Raises:
+        Unavailable: There is no answer, it is too long, or it comes too late.
+    """
+    headers = {"Content-Type": kind, "Accept-Encoding": "identity"}
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(timeout=seconds, trust_env=False, verify=_authorities()) as client,
+            client.stream("POST", url, content=question, headers=headers) as answer,
+        ):
+            return Answer(answer.status_code, await _body(answer))
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # TimeoutError is an OSError
+        raise Unavailable(f"no answer that can be used ({type(error).__name__})") from None
+
+
+async def _body(answer: httpx.Response) -> bytes:
+    read = b""
+    async for part in answer.aiter_raw():  # raw: what is small here may inflate to gigabytes
+        read += part
+        if len(read) > _MOST_BYTES:
+            raise ValueError("too long")
+    return read
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)
