@@ -27,7 +27,7 @@ _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
 
 def _need_one_address(request: Request) -> None:
     """Refuse other spellings of a tile's address: a cache would keep each for a year."""
-    if request.url.query or b"%" in request.scope["raw_path"]:
+    if request.url.query or b"%" in request.scope.get("raw_path", b""):
         raise NotFound("the log has no such file")
 
 

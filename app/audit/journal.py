@@ -1,11 +1,11 @@
-"""What a restored database would have forgotten to forget, kept beside the log: one JSON object per line.
+"""What a restored database would have forgotten to forget, kept beside the log: one sealed JSON object per line.
 
     {"request": …}      a request that ended, with its certificate
     {"job": …}          samples that a job took out of a manifest, person by person, without the person
     {"suppression": …}  a keyed hash on the suppression list
 
-Written before the checkpoint that shows the request's end is published; lines may come twice. The file is private
-(mode 0600): it holds no user id and no key, but who has the index key can test a name against the suppressions.
+Written before the checkpoint that shows the request's end is published; lines may come twice. Each line is sealed by
+the wrapping key (AES-256-GCM, base64): there is no user id in it, but a keyed hash must not lie in the open either.
 
 A line that a crash cut short belongs to a checkpoint that was not signed for anybody: it is written again in full.
 """
@@ -20,9 +20,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app import keyring
 from app.errors import LogStopped
 from app.storage.tables import (
     AuditEntry,
@@ -38,6 +40,7 @@ from app.storage.tables import (
 )
 
 Json = dict[str, Any]  # Any: JSON
+_CONTEXT = b"journal"
 _CLOCKS_DIFFER = timedelta(hours=1)
 """Suppressions are dated by PostgreSQL, requests by us: an hour is more than any two clocks are apart."""
 
@@ -45,8 +48,8 @@ _CLOCKS_DIFFER = timedelta(hours=1)
 class Journal:
     """The file ``erasures.jsonl`` in the log's directory."""
 
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "erasures.jsonl"
+    def __init__(self, directory: Path, key: bytes) -> None:
+        self._file, self._key = directory / "erasures.jsonl", key
 
     def follow(self, tx: Session, head: LogCheckpoint, *, since: LogCheckpoint | None) -> None:
         """Append what ended between two checkpoints; on disk when this returns."""
@@ -75,18 +78,24 @@ class Journal:
         raw = self._file.read_bytes().split(b"\n")
         for number, line in enumerate(raw[:-1], 1):
             try:
-                yield json.loads(line)
-            except ValueError:
-                raise LogStopped(f"line {number} of {self._file} is damaged") from None
+                plain = keyring.unseal(self._key, base64.b64decode(line, validate=True), context=_CONTEXT)
+                yield json.loads(plain)
+            except (ValueError, InvalidTag):
+                raise LogStopped(
+                    f"line {number} of {self._file} is damaged, or sealed by another EXPUNGE_WRAPPING_KEY"
+                ) from None
 
     def _append(self, lines: list[Json]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(handle, "ab") as file:
             file.truncate(self._whole())
-            file.write(b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines))
+            file.writelines(self._sealed(line) for line in lines)
             file.flush()
             os.fsync(file.fileno())
+
+    def _sealed(self, line: Json) -> bytes:
+        return base64.b64encode(keyring.seal(self._key, json.dumps(line).encode(), context=_CONTEXT)) + b"\n"
 
     def _whole(self) -> int:
         """How many bytes of the file are whole lines; the next line must not grow onto half of one."""

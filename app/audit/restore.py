@@ -61,7 +61,9 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
 
     Raises:
         LogStopped: The log's files are damaged, or PostgreSQL's history is not the beginning of theirs.
+        Misconfigured: The schema of the keys was not restored.
     """
+    recovery.need_keystore(tx)
     held, head = sequencer.guard.held(), audit.head(tx)
     size = head.size if head else 0
     if held is None or held.size <= size:

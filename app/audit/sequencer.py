@@ -68,7 +68,7 @@ class Sequencer:
             signers,
             Guard(settings.log_path, [signer.vkey for signer in signers]),
             Mirror(settings.log_path / "public"),
-            Journal(settings.log_path),
+            Journal(settings.log_path, settings.key("wrapping_key")),
             cosign,
         )
 

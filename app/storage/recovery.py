@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.domain.lifecycle import REQUEST_ENDED
+from app.errors import Misconfigured
 from app.storage import audit, jobs, moves
 from app.storage.samples import TRAIN, forget_subjects
 from app.storage.tables import (
@@ -31,6 +32,19 @@ from app.storage.tables import (
 def by_ref(tx: Session) -> dict[str, UUID]:
     """Every request by the name that the log has for it."""
     return dict(tx.execute(select(ErasureRequest.ref, ErasureRequest.id)).tuples().all())
+
+
+def need_keystore(tx: Session) -> None:
+    """Data and keys are dumped apart, so one may come back without the other.
+
+    Raises:
+        Misconfigured: The keys' schema is not there, which no other statement would say so clearly.
+    """
+    if tx.scalar(text("SELECT to_regclass('keystore.request_keys')")) is None:
+        raise Misconfigured(
+            "PostgreSQL has no schema keystore: restore its own dump, too, or, if the last one is gone, its empty table "
+            "(pg_dump --schema=keystore --schema-only on another database of this version)"
+        )
 
 
 def shred_again(tx: Session) -> int:

@@ -156,7 +156,7 @@ def test_the_health_check_of_the_image_fails_when_nobody_listens() -> None:
 def test_no_service_writes_anywhere_but_its_volumes(engine: Engine) -> None:
     _begin(engine)
     found = {path.name for path in engine.directory.iterdir() if path.suffix != ".log"}
-    assert found == {"store", "recipes"}
+    assert found == {"store", "recipes", "log"}
     assert not list((engine.directory / "store").iterdir())
 
 

@@ -82,7 +82,8 @@ def test_the_end_of_a_request_is_told_once_and_signed(grounds: Grounds) -> None:
         [message] = grounds.listener.about(about)
         payload = Webhook(registered["secret"]).verify(message.body, message.headers)
         assert payload["type"] == f"erasure_request.{status}"
-        assert payload["data"].keys() == {"id", "status", "sequence"}
+        assert payload["data"].keys() == {"id", "status", "sequence", "checkpoint"}
+        assert payload["data"]["checkpoint"].startswith(f"{grounds.house.settings.log_origin}\n")  # a small witness
         assert (payload["data"]["id"], payload["data"]["status"]) == (str(about), status)
         assert message.id == deliveries[about]["id"]
         assert (deliveries[about]["attempts"], deliveries[about]["last_outcome"]) == (1, "status 204")
