@@ -392,3 +392,12 @@ def test_the_verdict_on_a_version_is_a_page_and_one_without_a_verdict_is_refused
     with pytest.raises(NotFound, match="no version 99"):
         verdict_page.write(bench.ctx, name="toy", number=99, output=output)
     assert output.read_text(encoding="utf-8") == told
+
+
+def test_what_the_projection_cannot_read_is_renewed(empty: Bench) -> None:
+    noisy_model(empty, recipe="tests.noisy:Renewable")
+    calibrate(empty)
+    forget(empty, *conspicuous(1))
+    assert (report(empty)["rung"], empty.live().origin) == ("renewal", "unlearned")
+    assert report(empty)["update"]["method"] == "renewal"
+    assert "no forward-mode derivative" in report(empty)["earlier"]["refused"]
