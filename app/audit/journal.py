@@ -109,13 +109,13 @@ class Journal:
 
 
 def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or None
+    issued = (
+        select(Certificate.request_id, Certificate.envelope)
+        .where(Certificate.request_id.in_(ids))
+        .order_by(Certificate.issued_at)
+    )
+    newest = {row.request_id: row.envelope for row in tx.execute(issued)}
     for request in tx.scalars(select(ErasureRequest).where(ErasureRequest.id.in_(ids))):
-        issued = tx.scalar(
-            select(Certificate.envelope)
-            .where(Certificate.request_id == request.id)
-            .order_by(Certificate.issued_at.desc())
-            .limit(1)
-        )
         yield {
             "request": {
                 "id": str(request.id),
@@ -125,7 +125,7 @@ def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or No
                 "deadline": request.deadline.isoformat(),
                 "closed_at": (request.closed_at or request.received_at).isoformat(),
                 "backups_expire_at": request.backups_expire_at.isoformat() if request.backups_expire_at else None,
-                "certificate": issued,
+                "certificate": newest.get(request.id),
             }
         }
 

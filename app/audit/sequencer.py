@@ -34,11 +34,11 @@ from app.storage import audit
 from app.storage.sessions import transaction
 from app.storage.tables import LogCheckpoint
 
-BATCH = 2000
+BATCH = 4000
 _HEARTBEAT = timedelta(hours=12)
 """After so long without a new entry the old tree is signed again: silence must be seen."""
 _STRETCH = 32
-"""Tiles of 256 entries that every turn compares with the tree, 7 ms: all of a log of 8192, a part of a longer one."""
+"""Tiles of 256 entries that every turn compares with the tree: all of a log of 8192, a part of a longer one."""
 
 Cosign = Callable[[Session, LogCheckpoint], bytes]
 """Asks witnesses; returns the note to publish."""

@@ -64,22 +64,24 @@ def pending(tx: Session, *, limit: int, opening: bool = False) -> Sequence[Row[A
     They are found by what they lack. `id > last` would lose those that committed after a younger one. When the log is
     opened, what opens it comes before whatever waited.
     """
+    waiting = select(AuditEntry).where(AuditEntry.leaf_index.is_(None)).subquery()
+    order = [*([waiting.c.type != "log.opened"] if opening else []), waiting.c.id]
+    first = select(waiting).order_by(*order).limit(limit).subquery()  # before the joins, however many wait
+    entry = first.c
     return tx.execute(
         select(
-            AuditEntry.id,
-            AuditEntry.type,
-            AuditEntry.at,
-            AuditEntry.request_id,
-            AuditEntry.job_id,
-            AuditEntry.fields,
+            entry.id,
+            entry.type,
+            entry.at,
+            entry.request_id,
+            entry.job_id,
+            entry.fields,
             ErasureRequest.ref,
             RequestKey.wrapped,
         )
-        .outerjoin(ErasureRequest, ErasureRequest.id == AuditEntry.request_id)
-        .outerjoin(RequestKey, (RequestKey.request_id == AuditEntry.request_id) & (RequestKey.purpose == EVIDENCE))
-        .where(AuditEntry.leaf_index.is_(None))
-        .order_by(*([AuditEntry.type != "log.opened"] if opening else []), AuditEntry.id)
-        .limit(limit)
+        .outerjoin_from(first, ErasureRequest, ErasureRequest.id == entry.request_id)
+        .outerjoin(RequestKey, (RequestKey.request_id == entry.request_id) & (RequestKey.purpose == EVIDENCE))
+        .order_by(*([entry.type != "log.opened"] if opening else []), entry.id)
     ).all()
 
 
@@ -181,10 +183,16 @@ def altered(tx: Session, first: int, end: int) -> int | None:
             "SELECT t.index FROM log_tiles t LEFT JOIN ("
             " SELECT leaf_index / :width AS index,"
             " string_agg(sha256('\\x00'::bytea || entry), ''::bytea ORDER BY leaf_index) AS hashes FROM audit_entries"
-            " WHERE leaf_index >= :first * :width AND leaf_index < :end * :width GROUP BY 1) e ON e.index = t.index"
+            " WHERE leaf_index >= :first_leaf AND leaf_index < :end_leaf GROUP BY 1) e ON e.index = t.index"
             " WHERE t.level = 0 AND t.index >= :first AND t.index < :end AND e.hashes IS DISTINCT FROM t.hashes LIMIT 1"
         ),
-        {"first": first, "end": end, "width": TILE_WIDTH},
+        {
+            "width": TILE_WIDTH,
+            "first": first,
+            "end": end,
+            "first_leaf": first * TILE_WIDTH,  # not in SQL, which would multiply in 16 bits
+            "end_leaf": end * TILE_WIDTH,
+        },
     )
     return found
 

@@ -42,7 +42,7 @@ def need_keystore(tx: Session) -> None:
     """
     if tx.scalar(text("SELECT to_regclass('keystore.request_keys')")) is None:
         raise Misconfigured(
-            "PostgreSQL has no schema keystore: restore its own dump, too, or, if the last one is gone, its empty table "
+            "PostgreSQL has no schema keystore: restore its own dump, too, or, if the last is gone, its empty table "
             "(pg_dump --schema=keystore --schema-only on another database of this version)"
         )
 
@@ -127,8 +127,8 @@ def _drop_index_rows(tx: Session, model_id: UUID, manifest_id: UUID, samples: li
     theirs = select(Posting.subject_key).where(
         Posting.manifest_id == manifest_id,
         Posting.split == TRAIN,
-        Posting.sample_ids.overlap(samples),
-        Posting.sample_ids.contained_by(forgotten),
+        Posting.sample_ids.bool_op("&&")(samples),
+        Posting.sample_ids.bool_op("<@")(forgotten),
         Posting.subject_key.not_in(asking),
     )
     forget_subjects(tx, tx.scalars(theirs).all(), model_id=model_id)

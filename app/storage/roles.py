@@ -49,6 +49,10 @@ _SEQUENCER: Final = {
     "public.timestamps": "INSERT",
 }
 """What dispatch may besides."""
+_REFUSED = (
+    f"the account in DATABASE_URL may not make the roles {APP} and {SEQUENCER}: it must own the tables and have "
+    "CREATEROLE while `expunge migrate --roles` runs; nothing was changed"
+)
 
 
 def grant(url: str) -> None:
@@ -65,18 +69,26 @@ def grant(url: str) -> None:
     engine = connect(url, pool_size=1)
     try:
         with transaction(engine) as tx:
+            _need_owner(tx)
             _make(tx)
             for statement in _grants(str(tx.scalar(text("SELECT quote_ident(current_database())")))):
                 tx.execute(text(statement))
     except ProgrammingError as error:
         if isinstance(error.orig, InsufficientPrivilege):
-            raise Misconfigured(
-                f"the account in DATABASE_URL may not make the roles {APP} and {SEQUENCER}: it must own the tables and "
-                "have CREATEROLE while `expunge migrate --roles` runs; nothing was changed"
-            ) from None
+            raise Misconfigured(_REFUSED) from None
         raise
     finally:
         engine.dispose()
+
+
+def _need_owner(tx: Session) -> None:
+    """PostgreSQL only warns when somebody grants what is not theirs, and we would report success."""
+    foreign = text(
+        "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname IN ('public', 'keystore') AND c.relkind = 'r' AND NOT pg_has_role(c.relowner, 'USAGE')"
+    )
+    if tx.scalar(foreign):
+        raise Misconfigured(_REFUSED)
 
 
 def _make(tx: Session) -> None:

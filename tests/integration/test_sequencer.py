@@ -226,7 +226,7 @@ def test_files_of_a_history_that_postgresql_lost_are_written_again(engine: Engin
     enter_models(engine, 5)
     drained(engine, ours)
     enter_models(engine, 2)
-    unguarded = replace(ours, journal=Dying(tmp_path / "log"))
+    unguarded = replace(ours, journal=Dying(tmp_path / "log", bytes(32)))
     with pytest.raises(Boom):  # the files of 8 entries are there, the guard holds 6
         unguarded.turn(engine, now=datetime.now(UTC))
     with engine.begin() as connection:  # a crash without synchronous commit

@@ -283,5 +283,5 @@ def test_gos_verifier_says_the_same(log: Log, go: Path, tamper: Tamper, answer: 
 
 
 def answers(go: Path, directories: Sequence[Path]) -> list[str]:
-    command = [go, "check", VKEY, *directories]
+    command: list[str | Path] = [go, "check", VKEY, *directories]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
