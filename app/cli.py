@@ -26,7 +26,7 @@ from app.audit import evidence, restore
 from app.audit.mirror import Mirror
 from app.audit.sequencer import Sequencer
 from app.domain.lifecycle import RequestStatus
-from app.errors import ExpungeError, Invalid, NotFound
+from app.errors import Conflict, ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
 from app.storage import audit, keys, migrate, requests, roles, versions
 from app.storage.sessions import connect, transaction
@@ -334,6 +334,13 @@ def export(directory: Annotated[Path, typer.Argument(help="Where to write; new o
     _errors.print(f"{shown.size} entries in {directory}", highlight=False, soft_wrap=True)
 
 
+@log_commands.command(name="open")
+def open_entry(index: Annotated[int, typer.Argument(help="The entry's place in the log.")]) -> None:
+    """Print an entry with the private record and the salt that open its commitment."""
+    with _tx() as (tx, settings):
+        print(json.dumps(evidence.record_of(tx, index, settings), indent=1))
+
+
 @log_commands.command(name="keys")
 def show_log_keys() -> None:
     """Print the keys that sign the log, newest first; give them to auditors by another way than the log."""
@@ -345,12 +352,16 @@ def show_log_keys() -> None:
 @log_commands.command()
 def trust() -> None:
     """Take PostgreSQL's last checkpoint for the last one signed, after the guard was lost; never after a restore."""
+    typer.confirm("Was this database never restored from a backup since the log was last served?", abort=True)
     with _tx() as (tx, settings):
-        typer.confirm("Was this database never restored from a backup since the log was last served?", abort=True)
         head = audit.head(tx)
         if head is None:
             raise NotFound("the log is empty; there is nothing to trust")
         sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+        if sequencer.guard.held() is not None:
+            raise Conflict("the guard is there; it is not overwritten")
+        if sequencer.mirror.size() > head.size:
+            raise Conflict("the log's files hold more than PostgreSQL: it was restored; run `expunge restore-replay`")
         sequencer.guard.swap(None, head.note)
     console.print("the guard holds the last checkpoint again")
 
@@ -362,7 +373,7 @@ def restore_replay() -> None:
         done = restore.replay(tx, Sequencer.of(settings, lambda _, checkpoint: checkpoint.note), now=_now())
     console.print(
         f"{done.entries} entries of the log brought back, {done.closed} requests ended again, "
-        f"{done.forgotten} deletions to be made again (dispatch opens the jobs)",
+        f"{done.keys} keys deleted again, {done.forgotten} deletions to be made again (dispatch opens the jobs)",
         highlight=False,
     )
     if done.lost:

@@ -11,7 +11,7 @@ import structlog
 
 _ALLOWED = frozenset(
     {"event", "level", "timestamp", "job", "request", "delivery", "step", "fence", "path", "code", "kind", "count"}
-    | {"process", "port", "outcome", "signal"}
+    | {"process", "port", "outcome", "signal", "reason", "witness"}
 )
 
 

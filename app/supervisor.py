@@ -31,6 +31,7 @@ _LOG_KEY = "EXPUNGE_LOG_KEY"
 _CONCURRENCY = {UNLEARN: 1, IO: 4}
 _KEYS = ("index_key", "wrapping_key", "signing_key")
 _ALL_KEYS = (*_KEYS, "log_key")
+_SPECIAL = {*_ALL_KEYS, "database_url", "redis_url", "webhook_allow"}
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _RESTART_SECONDS = 1.0
@@ -168,14 +169,14 @@ def join_embedded(settings: Settings) -> Settings:
 
 def environment(settings: Settings) -> dict[str, str]:
     """The environment of a process that shall see these settings."""
+    plain = {name: getattr(settings, name) for name in Settings.model_fields if name not in _SPECIAL}
     ours = {
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url.get_secret_value(),
+        **{f"EXPUNGE_{name.upper()}": str(value) for name, value in plain.items() if value not in {None, ""}},
         "EXPUNGE_HOME": str(settings.home.absolute()),
-        "EXPUNGE_COALESCE_SECONDS": str(settings.coalesce_seconds),
-        "EXPUNGE_WEBHOOK_ALLOW": ",".join(map(str, settings.webhook_allow)),
-        "EXPUNGE_LOG_ORIGIN": settings.log_origin,
         "EXPUNGE_LOG_DIRECTORY": str(settings.log_path),
+        "EXPUNGE_WEBHOOK_ALLOW": ",".join(map(str, settings.webhook_allow)),
         **{f"EXPUNGE_{name.upper()}": getattr(settings, name).get_secret_value() for name in _KEYS},
     }
     inherited = {name: value for name, value in os.environ.items() if name != _LOG_KEY}

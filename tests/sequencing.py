@@ -48,7 +48,7 @@ def sequencer(
     return Sequencer(
         Pen(origin, ZoneInfo("Europe/Warsaw"), bytes(32)),
         signers,
-        Guard(directory, [signer.vkey for signer in signers]),
+        Guard(directory, origin),
         Mirror(directory / "public"),
         Journal(directory, bytes(32)),
         cosign,

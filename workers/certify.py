@@ -25,11 +25,14 @@ _NOT_COVERED = [
 _RESIDUALS = [
     "earlier versions of the model stay in the model store for rollback; a rollback repeats this deletion",
     "a keyed hash of the user id stays on the suppression list, so that the person is not trained on again",
-    "the public log holds random numbers, digests and days of this request",
+    "the request's row stays without the person: its id, the portal's reference, times and events",
+    "the ids of the forgotten samples stay with the job that took them out, and in a sealed journal, for rollbacks",
+    "the public log holds random numbers, digests and days; records behind it can be opened until their key is deleted",
 ]
+_NOT_RECORDED = "not recorded by this tool"
 _WITHOUT = {
     "forgotten": "none: the live version holds the deletion already",
-    "already_forgotten": "none: all samples of the person went with an earlier request, which shared them",
+    "already_forgotten": "none: earlier deletions cover every sample that was found",
     "no_data": "none: the index of the live version's training data knows no sample of the person",
 }
 _LOGGED = {"forgotten": ALREADY_FORGOTTEN, "already_forgotten": ALREADY_FORGOTTEN, "no_data": NO_DATA}
@@ -108,7 +111,8 @@ def _statement(tx: Session, request: ErasureRequest, assets: list[Json], *, at: 
             "controller": settings.controller,
             "processor": settings.processor or None,
             "contact": settings.contact or None,
-            "ground": "GDPR Art. 17(1)",
+            "outcome": "no_data" if {asset["result"] for asset in assets} == {"no_data"} else "completed",
+            "ground": "GDPR Art. 17(1), as the portal asserts by its request",
             "scope": request.models or "every registered model",
             "received": day(request.received_at),
             "deadline": day(request.deadline),
@@ -120,11 +124,11 @@ def _statement(tx: Session, request: ErasureRequest, assets: list[Json], *, at: 
             "keys": {
                 "user_id": "the key of the user id kept with this request was deleted at completion",
                 "last_backup_expires": day(at + settings.key_backups),
-                "evidence_until": day(at + timedelta(days=settings.evidence_days)),
+                "records_can_be_opened_until": day(at + timedelta(days=settings.evidence_days)),
             },
-            "recipients": [],
+            "recipients": _NOT_RECORDED,
             "residuals": _RESIDUALS,
-            "decided_by": "the pipeline, without a person",
+            "approved_by": _NOT_RECORDED,
         },
     )
 
@@ -153,6 +157,7 @@ def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
         "to": versions.digest_of(made.weights),
         "method": METHODS[report["update"]["method"]],
         "technique": report.get("rung"),
+        "manifest": versions.digest_of(versions.manifest_digest(tx, made)),
         "claim_strength": _STRENGTH[made.origin],
         "assurance": verdict.get("level"),
         "verification": _evidence(verdict),
@@ -160,7 +165,29 @@ def _asset(tx: Session, model: str, result: str, job_id: UUID) -> Json:
 
 
 def _evidence(verdict: Json) -> Json:
-    """The gates as they may leave the house: what was asked and found, without the numbers of single people."""
-    kept = ("name", "outcome", "sentence", "strangers", "alpha_each_tail", "power_on_members", "members")
+    """The gates as they may leave the house: what was asked and found, without single people or the size of a batch."""
+    kept = (
+        "name",
+        "outcome",
+        "strangers",
+        "alpha_each_tail",
+        "power_on_members",
+        "members",
+        "worst_residual",
+        "margin",
+    )
     gates = [{name: gate[name] for name in kept if name in gate} for gate in verdict.get("gates", ())]
-    return {**{k: verdict[k] for k in ("outcome", "sentence", "not_run") if k in verdict}, "gates": gates}
+    told: Json = {k: verdict[k] for k in ("outcome", "not_run") if k in verdict}
+    return {**told, "sentence": _sentence(verdict.get("level"), gates), "gates": gates}
+
+
+def _sentence(level: str | None, gates: list[Json]) -> str:
+    """What the level rests on, in words that count nobody's requests."""
+    if level == "A0":
+        return "Trained again by the owner's train(), which was given only the retained samples."
+    numbers = next((gate for gate in gates if "strangers" in gate and "alpha_each_tail" in gate), {})
+    return (
+        "No remaining influence was detected by a two-sided user-level test against "
+        f"{numbers.get('strangers', 'never-seen')} people whom the model never saw, at level "
+        f"{numbers.get('alpha_each_tail', 'as configured')} per tail."
+    )

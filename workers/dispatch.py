@@ -34,6 +34,8 @@ _TIDY_SECONDS = 300
 _REPAIR_SECONDS = 5
 _STAMP_SECONDS = 10
 _AT_ONCE = 100
+_COMPLAIN_SECONDS = 60
+_complained: dict[tuple[object, ...], float] = {}
 
 
 def main() -> None:
@@ -66,11 +68,20 @@ def _survive(act: Callable[[Context], None], ctx: Context) -> bool:
     try:
         act(ctx)
     except LogStopped as error:
-        log.error("the public log is stopped", reason=str(error))
+        _complain(log.error, "the public log is stopped", reason=str(error))
         return False
     except (ExpungeError, SQLAlchemyError, BrokerDown, RedisError, OSError) as error:
-        log.warning("dispatch waits", step=act.__name__.strip("_"), kind=type(error).__name__)
+        reason = str(error) if isinstance(error, ExpungeError) else ""  # others could quote anything
+        _complain(log.warning, "dispatch waits", step=act.__name__.strip("_"), kind=type(error).__name__, reason=reason)
     return True
+
+
+def _complain(say: Callable[..., object], what: str, **about: str) -> None:
+    """Say it once a minute: a tick comes five times a second, and weather lasts."""
+    key = (what, *sorted(about.items()))
+    if key not in _complained or time.monotonic() - _complained[key] > _COMPLAIN_SECONDS:
+        _complained[key] = time.monotonic()
+        say(what, **about)
 
 
 def _plan(ctx: Context) -> None:

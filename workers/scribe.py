@@ -49,6 +49,7 @@ class Scribe:
         """Delete evidence keys past their retention; say in the log which deleted keys are in no backup any more."""
         now = ctx.now()
         with transaction(ctx.engine) as tx:
+            audit.shred_again(tx)
             audit.shred_evidence(tx, ended_before=now - timedelta(days=ctx.settings.evidence_days))
             for request_id in audit.expired_backups(tx, now=now, limit=_AT_ONCE):
                 audit.enter(tx, "key.backup_expired", at=now, request_id=request_id)

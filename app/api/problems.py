@@ -62,7 +62,8 @@ def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | No
         detail=detail,
         errors=errors or [],
     )
-    headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
+    headers = {"Cache-Control": "no-store"}  # what is not there may come
+    headers |= {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
     headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse(body.model_dump(), status, headers=headers, media_type="application/problem+json")
 

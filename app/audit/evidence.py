@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import segno
+from cryptography.exceptions import InvalidTag
 from expunge_verify import leaf, receipt
 from expunge_verify import proof as proofs
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -72,18 +73,44 @@ def receipt_of(tx: Session, request: ErasureRequest, settings: Settings) -> byte
     Raises:
         NotFound: Its retention is over, or the log has published nothing about it yet.
     """
-    wrapped = audit.key_of(tx, request.id, audit.EVIDENCE)
-    if wrapped is None:
+    wrapped, shown = audit.key_of(tx, request.id, audit.EVIDENCE), audit.published(tx)
+    if wrapped is None or shown is None:
         raise NotFound("the records behind the log's commitments can't be opened: not sequenced yet, or past retention")
     entries = []
-    for entry, evidence in audit.opened_by(tx, request.id):
+    for entry, sealed in audit.of_request(tx, request.id, before=shown.size):
         assert entry.entry is not None
         assert entry.leaf_index is not None
-        found = opened(settings.key("wrapping_key"), wrapped, evidence.sealed)
-        said = leaf.decode(bytes(entry.entry))
-        salt = bytes.fromhex(found["salt"])
-        entries.append(receipt.Opened(said, proof_of(tx, entry.leaf_index), salt, found["record"]))
+        said, proof = leaf.decode(bytes(entry.entry)), proof_of(tx, entry.leaf_index)
+        if "commit" not in said:
+            entries.append(receipt.Opened(said, proof))
+        elif sealed and (found := _found(settings, wrapped, sealed.sealed)):
+            entries.append(receipt.Opened(said, proof, bytes.fromhex(found["salt"]), found["record"]))
     return receipt.format(settings.log_origin, entries)
+
+
+def record_of(tx: Session, index: int, settings: Settings) -> Json:
+    """The leaf at a place with the record and the salt behind its commitment.
+
+    Raises:
+        NotFound: No such entry, it commits to nothing, or its key is gone.
+    """
+    place = audit.at_place(tx, index)
+    entry, sealed = place or (None, None)
+    if entry is None or sealed is None:
+        raise NotFound("there is no such entry, or it commits to no record")
+    wrapped = audit.key_of(tx, entry.request_id, audit.EVIDENCE) if entry.request_id else None
+    gone = entry.request_id is not None and wrapped is None
+    found = None if gone else _found(settings, wrapped, sealed.sealed)
+    if found is None or entry.entry is None:
+        raise NotFound("the key of this record is gone: its retention is over")
+    return {"leaf": leaf.decode(bytes(entry.entry)), **found}
+
+
+def _found(settings: Settings, wrapped: bytes | None, sealed: bytes) -> Json | None:
+    try:
+        return opened(settings.key("wrapping_key"), wrapped, sealed)
+    except InvalidTag:  # sealed by a key that went before this one was made
+        return None
 
 
 def page_of(tx: Session, issued: Certificate, settings: Settings) -> str:

@@ -15,30 +15,36 @@ from pathlib import Path
 
 from expunge_verify import notes
 from expunge_verify.errors import VerifyError
-from expunge_verify.notes import Checkpoint, Vkey
+from expunge_verify.notes import Checkpoint
 
 from app.errors import LogStopped
 
 
 class Guard:
-    """The file ``guard`` in the log's directory: a signed checkpoint, replaced atomically under a lock."""
+    """The file ``guard`` in the log's directory: a signed checkpoint, replaced atomically under a lock.
 
-    def __init__(self, directory: Path, vkeys: list[Vkey]) -> None:
-        self._directory, self._vkeys = directory, vkeys
+    Its signature is not asked for: what counts is that PostgreSQL's tree has the same root, and a key may be lost.
+    """
+
+    def __init__(self, directory: Path, origin: str) -> None:
+        self._directory, self._origin = directory, origin
 
     def held(self) -> Checkpoint | None:
         """The last checkpoint that was signed; none before the first.
 
         Raises:
-            LogStopped: The file is damaged, or signed by a key that is not ours.
+            LogStopped: The file is damaged, of another log, or can't be read.
         """
         raw = self.note()
         if raw is None:
             return None
         try:
-            return notes.open_checkpoint(raw, self._vkeys)[0]
+            found = Checkpoint.parse(notes.parse(raw).text)
         except VerifyError as error:
             raise LogStopped(f"{self._file} can't be trusted: {error}") from None
+        if found.origin != self._origin:
+            raise LogStopped(f"{self._file} can't be trusted: it is of another log")
+        return found
 
     def note(self) -> bytes | None:
         """What the file holds, unchecked; none before the first checkpoint.

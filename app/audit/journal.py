@@ -41,7 +41,7 @@ from app.storage.tables import (
 
 Json = dict[str, Any]  # Any: JSON
 _CONTEXT = b"journal"
-_CLOCKS_DIFFER = timedelta(hours=1)
+_A_DAY = timedelta(days=1)
 """Suppressions are dated by PostgreSQL, requests by us: an hour is more than any two clocks are apart."""
 
 
@@ -146,8 +146,8 @@ def _jobs(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
 
 
 def _suppressions(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
-    # Nothing connects a request that ended with its row here. But that row is younger than the request, however long
-    # the work on it took, and lines may come twice.
+    # Nothing connects a request that ended with its row here, which tells its day alone. But that is no earlier than
+    # the request's, however long the work on it took, and lines may come twice.
     oldest = select(func.min(ErasureRequest.received_at)).where(ErasureRequest.id.in_(ids)).scalar_subquery()
-    for row in tx.scalars(select(Suppression).where(Suppression.since >= oldest - _CLOCKS_DIFFER)):
+    for row in tx.scalars(select(Suppression).where(Suppression.since >= oldest - _A_DAY)):
         yield {"suppression": {"key": base64.b64encode(row.suppression_key).decode(), "model": row.model}}

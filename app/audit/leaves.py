@@ -54,11 +54,12 @@ class Writer:
         }
         if row.ref is not None:
             said["ref"] = row.ref
-        if "commit" not in leaves.SCHEMA[row.type].kinds:
+        shape = leaves.SCHEMA.get(row.type)
+        if shape is None or "commit" not in shape.kinds:
             return _encoded(said), None
-        salt, record = os.urandom(leaves.SALT_BYTES), _record(row)
-        entry = _encoded({**said, "commit": leaves.commitment(salt, record)})
-        opening = json.dumps({"salt": salt.hex(), "record": record}).encode()
+        salt, record = os.urandom(leaves.SALT_BYTES), _CANONICAL.encode(_record(row))
+        entry = _encoded({**said, "commit": leaves.commitment_to(salt, record.encode())})
+        opening = f'{{"salt":"{salt.hex()}","record":{record}}}'.encode()
         return entry, keyring.seal(self._key(row), opening, context=b"evidence")
 
     def _public(self, fields: Json) -> Json:

@@ -66,8 +66,10 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
     recovery.need_keystore(tx)
     held, head = sequencer.guard.held(), audit.head(tx)
     size = head.size if head else 0
+    if held is None and audit.published(tx) is not None:
+        raise LogStopped("the log's guard is not in EXPUNGE_LOG_DIRECTORY; without it nothing can be replayed")
     if held is None or held.size <= size:
-        return Replayed(0, 0, 0, (), recovery.shred_again(tx))
+        return Replayed(0, 0, 0, (), audit.shred_again(tx))
     files = _Signed(Directory(sequencer.mirror.directory), sequencer.guard.note() or b"")
     found = _facts(sequencer, files)
     reader = hashes(tile_reader(files), held.size)
@@ -79,7 +81,7 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
     forgotten = sum(recovery.bury(tx, **line["job"], at=now) for line in lines if "job" in line)
     _suppress(tx, lines)
     _adopt_tree(tx, sequencer, files, found, now=now)
-    return Replayed(held.size - size, closed, forgotten, tuple(_lost(tx, found)), recovery.shred_again(tx))
+    return Replayed(held.size - size, closed, forgotten, tuple(_lost(tx, found)), audit.shred_again(tx))
 
 
 @dataclass(frozen=True)

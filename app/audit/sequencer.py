@@ -6,22 +6,23 @@ Several may run; the advisory lock lets one work. What a crash means, by where i
     after COMMIT, before the guard   a checkpoint is signed that nobody saw; the next turn finds the guard behind,
                                      checks that it is a prefix and publishes the newest
     after the guard                  witnesses and mirror are asked again; they take the same checkpoint twice
-    before `publish` commits         as above: a checkpoint is public when its row says so, and not before
+    before `publish` commits         the files show a checkpoint that the API does not show yet; as above
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import randbelow
+from typing import Any
 
 from expunge_verify import merkle, notes
 from expunge_verify.errors import VerifyError
 from expunge_verify.leaf import SCHEMA_DIGEST
 from expunge_verify.notes import Checkpoint, Signer
 from expunge_verify.tiles import TILE_WIDTH, Tile, grown, hashes
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
 from app.audit.guard import Guard
@@ -66,7 +67,7 @@ class Sequencer:
         return cls(
             Pen(settings.log_origin, settings.zone, settings.key("wrapping_key")),
             signers,
-            Guard(settings.log_path, [signer.vkey for signer in signers]),
+            Guard(settings.log_path, settings.log_origin),
             Mirror(settings.log_path / "public"),
             Journal(settings.log_path, settings.key("wrapping_key")),
             cosign,
@@ -171,7 +172,7 @@ class Sequencer:
         if not rows and not (head and now - head.signed_at > _HEARTBEAT):
             return 0
         writer = Writer(self.pen)
-        written = [writer.write(row) for row in rows]
+        written = [_written(writer, row) for row in rows]
         tiles = grown(_reader(tx), size, [merkle.leaf_hash(entry) for entry, _ in written])
         audit.add_evidence_keys(tx, writer.fresh_keys)
         audit.place(
@@ -235,14 +236,34 @@ def _misplaced(tx: Session, held: Checkpoint, start: int, end: int) -> int | Non
     return None
 
 
+def _written(writer: Writer, row: Row[Any]) -> tuple[bytes, bytes | None]:  # Any: as storage.audit.pending
+    try:
+        return writer.write(row)
+    except VerifyError as error:  # nothing may come after it, and it can't be left out
+        raise LogStopped(f"entry {row.id} of the outbox, a {row.type}, makes no leaf: {error}") from None
+
+
 def inclusion_proof(tx: Session, index: int, size: int) -> list[bytes]:
     """The audit path of entry ``index`` in the tree of ``size``."""
-    return merkle.inclusion_proof(hashes(_reader(tx), size), index, size)
+    near = audit.tiles(tx, list(_around(index, size)))  # one statement instead of one a tile
+    return merkle.inclusion_proof(
+        hashes(lambda tile: near[tile] if tile in near else audit.tile(tx, tile), size), index, size
+    )
 
 
 def consistency_proof(tx: Session, old: int, new: int) -> list[bytes]:
     """That the tree of ``new`` begins with the tree of ``old``."""
     return merkle.consistency_proof(hashes(_reader(tx), new), old, new)
+
+
+def _around(index: int, size: int) -> Iterator[Tile]:
+    """The tiles that an audit path touches: on each level the entry's own, and the last."""
+    level = 0
+    while row := size >> 8 * level:
+        for at in {index >> 8 * (level + 1), (row - 1) // TILE_WIDTH}:
+            if at * TILE_WIDTH < row:
+                yield Tile(level, at, min(TILE_WIDTH, row - at * TILE_WIDTH))
+        level += 1
 
 
 def _reader(tx: Session) -> Callable[[Tile], bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, encode_bundle
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
@@ -91,8 +91,10 @@ def has_pending(tx: Session) -> bool:
 
 
 def waiting_since(tx: Session) -> datetime | None:
-    """Since when the oldest entry waits for its place; none when no entry does."""
-    return tx.scalar(select(func.min(AuditEntry.at)).where(AuditEntry.leaf_index.is_(None)))
+    """Since when the oldest entry waits to be published; none when no entry does."""
+    shown = published(tx)
+    unseen = or_(AuditEntry.leaf_index.is_(None), AuditEntry.leaf_index >= (shown.size if shown else 0))
+    return tx.scalar(select(func.min(AuditEntry.at)).where(unseen))
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,14 @@ def adopt(tx: Session, kind: str, lost: Placed, *, fields: Mapping[str, object],
 
 def add_evidence_keys(tx: Session, wrapped: Mapping[UUID, bytes]) -> None:
     """Store new evidence keys by request."""
-    rows = [{"request_id": request_id, "purpose": EVIDENCE, "wrapped": key} for request_id, key in wrapped.items()]
-    if rows:
-        tx.execute(insert(RequestKey), rows)
+    tx.execute(
+        text(
+            "INSERT INTO keystore.request_keys (request_id, purpose, wrapped)"
+            " SELECT id, :purpose, wrapped"
+            " FROM unnest(CAST(:ids AS uuid[]), CAST(:wrapped AS bytea[])) AS n(id, wrapped)"
+        ),
+        {"purpose": EVIDENCE, "ids": list(wrapped), "wrapped": list(wrapped.values())},
+    )
 
 
 def tile(tx: Session, wanted: Tile) -> bytes:
@@ -156,6 +163,14 @@ def tile(tx: Session, wanted: Tile) -> bytes:
     if hashes is None or len(hashes) < wanted.bytes:
         raise NotFound("the log has no such tile")
     return bytes(hashes[: wanted.bytes])
+
+
+def tiles(tx: Session, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
+    """Several tiles at once, as they were at the widths that their names say; those that are not there are left out."""
+    places = {(one.level, one.index): one for one in wanted}
+    rows = tx.execute(select(LogTile).where(tuple_(LogTile.level, LogTile.index).in_(list(places)))).scalars()
+    found = {places[row.level, row.index]: bytes(row.hashes) for row in rows}
+    return {one: hashes[: one.bytes] for one, hashes in found.items() if len(hashes) >= one.bytes}
 
 
 def bundle(tx: Session, wanted: Bundle) -> bytes:
@@ -264,15 +279,25 @@ def place_of_certificate(tx: Session, request_id: UUID, digest: str) -> int | No
     )
 
 
-def opened_by(tx: Session, request_id: UUID) -> Sequence[tuple[AuditEntry, Evidence]]:
-    """A request's entries with what opens their commitments, in the order of the log."""
+def of_request(tx: Session, request_id: UUID, *, before: int) -> Sequence[tuple[AuditEntry, Evidence | None]]:
+    """A request's entries below a place, with what opens their commitments if they have one, in the log's order."""
     rows = tx.execute(
         select(AuditEntry, Evidence)
-        .join(Evidence, Evidence.entry_id == AuditEntry.id)
-        .where(AuditEntry.request_id == request_id)
+        .outerjoin(Evidence, Evidence.entry_id == AuditEntry.id)
+        .where(AuditEntry.request_id == request_id, AuditEntry.leaf_index < before)
         .order_by(AuditEntry.leaf_index)
     ).all()
     return [(row[0], row[1]) for row in rows]
+
+
+def at_place(tx: Session, index: int) -> tuple[AuditEntry, Evidence | None] | None:
+    """The entry at a place of the log, with what opens its commitment."""
+    found = tx.execute(
+        select(AuditEntry, Evidence)
+        .outerjoin(Evidence, Evidence.entry_id == AuditEntry.id)
+        .where(AuditEntry.leaf_index == index)
+    ).first()
+    return (found[0], found[1]) if found else None
 
 
 def key_of(tx: Session, request_id: UUID, purpose: str) -> bytes | None:
@@ -280,6 +305,13 @@ def key_of(tx: Session, request_id: UUID, purpose: str) -> bytes | None:
     return tx.scalar(
         select(RequestKey.wrapped).where(RequestKey.request_id == request_id, RequestKey.purpose == purpose)
     )
+
+
+def shred_again(tx: Session) -> int:
+    """Delete working keys of requests that have ended, or are not there: a restore brings them back."""
+    open_ones = select(ErasureRequest.id).where(ErasureRequest.subject_key.is_not(None))
+    back = delete(RequestKey).where(RequestKey.purpose == WORKING, RequestKey.request_id.not_in(open_ones))
+    return len(tx.scalars(back.returning(RequestKey.request_id)).all())
 
 
 def shred_evidence(tx: Session, *, ended_before: datetime) -> int:
@@ -311,8 +343,9 @@ def timestamp(tx: Session, digest: bytes) -> Timestamp | None:
 
 
 def latest_stamp(tx: Session) -> datetime | None:
-    """When a token was last fetched."""
-    return tx.scalar(select(func.max(Timestamp.stamped_at)))
+    """When a checkpoint was last stamped; certificates have tokens of their own."""
+    stamped = Timestamp.digest == func.sha256(LogCheckpoint.published)
+    return tx.scalar(select(func.max(Timestamp.stamped_at)).join(LogCheckpoint, stamped))
 
 
 def keep_timestamp(tx: Session, digest: bytes, token: bytes, *, at: datetime) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.lifecycle import REQUEST_ENDED
 from app.errors import Misconfigured
-from app.storage import audit, jobs, moves
+from app.storage import jobs, moves
 from app.storage.samples import TRAIN, forget_subjects
 from app.storage.tables import (
     AuditEntry,
@@ -23,7 +23,6 @@ from app.storage.tables import (
     Manifest,
     Model,
     Posting,
-    RequestKey,
     Suppression,
     Target,
 )
@@ -45,13 +44,6 @@ def need_keystore(tx: Session) -> None:
             "PostgreSQL has no schema keystore: restore its own dump, too, or, if the last is gone, its empty table "
             "(pg_dump --schema=keystore --schema-only on another database of this version)"
         )
-
-
-def shred_again(tx: Session) -> int:
-    """Delete working keys of requests that have ended, and of requests that are not there; returns how many."""
-    open_ones = select(ErasureRequest.id).where(ErasureRequest.subject_key.is_not(None))
-    back = (RequestKey.purpose == audit.WORKING) & RequestKey.request_id.not_in(open_ones)
-    return len(tx.scalars(delete(RequestKey).where(back).returning(RequestKey.request_id)).all())
 
 
 def await_backups(tx: Session, request_id: UUID, *, until: datetime) -> None:

@@ -164,7 +164,8 @@ class Suppression(Table):
     suppression_key: Mapped[bytes] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(primary_key=True)
     """A model's name, or ``*`` for every model there is and will be."""
-    since: Mapped[datetime] = _now()
+    since: Mapped[datetime] = mapped_column(server_default=func.date_trunc("day", func.now()))
+    """The day. A moment would say which request, event and log entry the row came with."""
 
 
 class Model(Table):

@@ -119,6 +119,11 @@ def _tell(tx: Session, made: ModelVersion, retired: str | None, *, at: datetime)
         audit.enter(tx, "model.retired", {"model": {"from": digest_of(retired)}}, at=at, job_id=made.job_id)
 
 
+def manifest_digest(tx: Session, at: ModelVersion) -> str:
+    """SHA-256 of the manifest that a version was trained by."""
+    return tx.get_one(Manifest, at.manifest_id).digest
+
+
 def digest_of(weights: str) -> str:
     """A digest as the log and certificates write it."""
     return f"sha256:{weights}"

@@ -118,6 +118,7 @@ def upgrade() -> None:
         sa.Column("stamped_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_timestamps")),
     )
+    op.alter_column("suppressions", "since", server_default=sa.text("date_trunc('day', now())"))
     # What the log finds when it is opened: open requests and live models, so that what follows has a beginning.
     op.execute(
         "INSERT INTO audit_entries (type, at, request_id, fields)"
@@ -138,6 +139,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.alter_column("suppressions", "since", server_default=sa.text("now()"))
     for table in ("timestamps", "log_keys", "log_checkpoints", "log_tiles", "audit_evidence", "audit_entries"):
         op.drop_table(table)
     for function in _CHANGES.values():

@@ -208,7 +208,6 @@ def test_evidence_keys_that_a_restored_keystore_brings_back_go_again(bench: Benc
     assert keys_of(bench, request_id) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="Scribe.expire deletes evidence keys alone; only restore-replay shreds again")
 def test_working_keys_that_a_restored_keystore_brings_back_go_again(bench: Bench) -> None:
     request_id = bench.demand(3)
     copy = [row for row in rows(bench, RequestKey) if row["request_id"] == request_id]

@@ -224,7 +224,6 @@ def test_the_checkpoint_is_stamped_once_a_day(bench: Bench, authority: Authority
     assert authority.accepts(tokens(bench)[digest(shown(bench))], shown(bench))
 
 
-@pytest.mark.xfail(strict=True, reason="storage.audit.latest_stamp counts certificates' stamps as the checkpoint's")
 def test_certificates_do_not_put_off_the_checkpoints_stamp(bench: Bench) -> None:
     certify(bench, 3)
     scribe = Scribe(bench.ctx.settings)

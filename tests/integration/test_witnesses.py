@@ -144,7 +144,6 @@ def test_without_the_quorum_nothing_is_published_and_the_service_says_so_until_t
     assert pair[1].seen(ORIGIN)[0] == 4
 
 
-@pytest.mark.xfail(strict=True, reason="storage.audit.waiting_since counts what has its place, but is not published")
 def test_health_says_that_nobody_works_while_witnesses_hold_the_log_up(
     bench: Bench, pair: tuple[Witness, Witness]
 ) -> None:

@@ -188,12 +188,21 @@ def commitment(salt: bytes, record: object) -> str:
     Raises:
         Bad: The salt has another length, or the record has no canonical form.
     """
-    if len(salt) != SALT_BYTES:
-        raise Bad(f"a salt has {SALT_BYTES} bytes, this one {len(salt)}")
     try:
         canonical = rfc8785.dumps(record)  # type: ignore[arg-type] # it refuses what is no JSON
     except (ValueError, RecursionError) as error:
         raise Bad(f"the record has no canonical form ({type(error).__name__})") from None
+    return commitment_to(salt, canonical)
+
+
+def commitment_to(salt: bytes, canonical: bytes) -> str:
+    """The commitment to a record that is in canonical form already.
+
+    Raises:
+        Bad: The salt has another length.
+    """
+    if len(salt) != SALT_BYTES:
+        raise Bad(f"a salt has {SALT_BYTES} bytes, this one {len(salt)}")
     return hmac.digest(salt, b"erasure-detail/v1\0" + canonical, "sha256").hex()
 
 
