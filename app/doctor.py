@@ -20,6 +20,7 @@ from app.storage import audit, jobs, migrate, versions
 from app.storage.sessions import connect, transaction
 
 _LOG_WAITS = timedelta(seconds=30)
+_MENDED = "`expunge dispatch` writes it again when it starts, from PostgreSQL: start it before anything is restored"
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ def _database(settings: Settings) -> list[Finding]:
 
 
 def _log(settings: Settings, engine: Engine) -> Finding:
-    """Whether the public log moves; the guard is looked at where dispatch's key and directory are at hand."""
+    """Whether the public log moves; its directory is looked at where that and dispatch's key are at hand."""
     with transaction(engine) as tx:
         waits, shown = audit.waiting_since(tx), audit.published(tx)
     try:
         if settings.log_key.get_secret_value() and settings.log_path.exists():
-            Sequencer.of(settings, lambda _, checkpoint: checkpoint.note).check(engine)
+            sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+            sequencer.check(engine)
+            if wrong := sequencer.complaints(engine):
+                return Finding("public log", False, f"{'; '.join(wrong)}; {_MENDED}")
     except ExpungeError as error:
         return Finding("public log", False, str(error))
     if waits and datetime.now(UTC) - waits > _LOG_WAITS:

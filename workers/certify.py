@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app import certificates
 from app.domain.lifecycle import RequestStatus
+from app.errors import StepFailed
 from app.settings import Settings
 from app.storage import audit, jobs, moves, requests, samples, versions
 from app.storage.tables import Certificate, ErasureRequest, Job, ModelVersion, Target
@@ -47,7 +48,12 @@ _STRENGTH = {"unlearned": "approximate-unlearning", "retrained": "exact-retrain"
 
 
 def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settings: Settings) -> None:
-    """Close the job's targets against ``version``, and every request for which this was the last one."""
+    """Close the job's targets against ``version``, and every request for which this was the last one.
+
+    Raises:
+        StepFailed: EXPUNGE_LOG_ORIGIN is not the name of the log: a certificate would name another.
+    """
+    _need_our_log(tx, settings)
     for request, target in requests.of_job(tx, job.id):
         target.result = _result(tx, request, target, version)
         target.sample_ids = None
@@ -57,6 +63,12 @@ def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settin
         tx.flush()
         if all(requests.results(tx, request.id)):
             _close(tx, request, at=at, settings=settings)
+
+
+def _need_our_log(tx: Session, settings: Settings) -> None:
+    names = {key.vkey.split("+")[0] for key in audit.known_keys(tx)}
+    if names - {settings.log_origin}:
+        raise StepFailed("this worker's EXPUNGE_LOG_ORIGIN is not the log's name; give it that of dispatch")
 
 
 def _result(tx: Session, request: ErasureRequest, target: Target, version: ModelVersion) -> str:

@@ -7,6 +7,7 @@ Several copies may run; rows are picked with SKIP LOCKED.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import planning, queue
-from app.errors import ExpungeError, LogStopped
+from app.errors import ExpungeError, LogStopped, Misconfigured
 from app.logs import log
 from app.storage import jobs, webhooks
 from app.storage.sessions import transaction
@@ -39,7 +40,12 @@ _complained: dict[tuple[object, ...], float] = {}
 
 
 def main() -> None:
-    """Run until SIGTERM."""
+    """Run until SIGTERM; exit code 1 after a sentence when a setting of the log can't be used."""
+    try:
+        scribe = Scribe(context().settings)
+    except ExpungeError as error:
+        print(f"dispatch can't start: {error}", file=sys.stderr)
+        sys.exit(1)
     stop = threading.Event()
 
     def leave(_: int, __: FrameType | None) -> None:
@@ -48,7 +54,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log.info("dispatch started")
-    scribe = Scribe(context().settings)
     seldom = [
         (_Every(context().settings.pulse_seconds), _pulse),
         (_Every(_TIDY_SECONDS), _tidy),
@@ -64,11 +69,14 @@ def main() -> None:
 
 
 def _survive(act: Callable[[Context], None], ctx: Context) -> bool:
-    """A database or a broker that is away is normal weather; the next tick tries again. False: the log is stopped."""
+    """A database or a broker that is away is normal weather; the next tick tries again. False: a person must act."""
     try:
         act(ctx)
     except LogStopped as error:
         _complain(log.error, "the public log is stopped", reason=str(error))
+        return False
+    except Misconfigured as error:  # perhaps the log's name: whoever works on would certify under another
+        _complain(log.error, "a setting is wrong", step=act.__name__.strip("_"), reason=str(error))
         return False
     except (ExpungeError, SQLAlchemyError, BrokerDown, RedisError, OSError) as error:
         reason = str(error) if isinstance(error, ExpungeError) else ""  # others could quote anything

@@ -41,6 +41,11 @@ _DEATHS_PER_RUNG = 2
 """A rung whose process dies (of memory, of time) at so many claims is taken for one that can't."""
 _LOG_WAITS_SECONDS = 30
 _LOG_POLL_SECONDS = 0.1
+_LOG_PAUSE = timedelta(seconds=30)
+
+
+class LogAway(StepFailed):
+    """The public log takes no entries; waiting for it uses up no attempt."""
 
 
 def run(ctx: Context, job_id: UUID) -> None:
@@ -208,7 +213,7 @@ def _announce(ctx: Context, lease: Lease) -> None:
     A certificate without a beginning would be false; a beginning without a certificate is only late.
 
     Raises:
-        StepFailed: The public log takes no entries.
+        LogAway: The public log takes no entries.
     """
     with transaction(ctx.engine) as tx:
         job = jobs.held(tx, lease.job_id, fence=lease.fence)
@@ -225,7 +230,7 @@ def _announce(ctx: Context, lease: Lease) -> None:
             if not audit.unpublished_starts(tx, lease.job_id):
                 return
         if time.monotonic() > until:
-            raise StepFailed("the public log takes no entries: `expunge doctor` says why")
+            raise LogAway("the public log takes no entries: `expunge doctor` says why")
         time.sleep(_LOG_POLL_SECONDS)
 
 
@@ -341,6 +346,8 @@ def _give_back(ctx: Context, lease: Lease, error: Exception) -> None:
             job = jobs.held(tx, lease.job_id, fence=lease.fence)
             if isinstance(error, StepFailed) and error.final:
                 give_up(tx, job, now=ctx.now(), reason=f"{job.status}: {sentence}")
+            elif isinstance(error, LogAway):
+                jobs.put_back(tx, job.id, fence=lease.fence, error=sentence, after=_LOG_PAUSE)
             else:
                 pause = timedelta(seconds=_BACKOFF_SECONDS**job.attempts)
                 jobs.release(tx, job.id, fence=lease.fence, error=sentence, after=pause)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from app.audit import timestamps
 from app.audit.sequencer import Sequencer
 from app.audit.witnesses import Witnesses, policy_of
+from app.logs import log
 from app.settings import Settings
 from app.storage import audit, requests
 from app.storage.sessions import transaction
@@ -26,10 +27,22 @@ class Scribe:
 
     def __init__(self, settings: Settings) -> None:
         self._sequencer = Sequencer.of(settings, Witnesses(policy_of(settings)).cosign)
+        self._looked = False
 
     def sequence(self, ctx: Context) -> None:
-        """Give waiting entries their places and publish a checkpoint."""
+        """Give waiting entries their places and publish a checkpoint; see to it that its files are all there.
+
+        They are looked through once. After that a journal that got shorter is noticed, which takes no reading.
+        """
+        self._mend(ctx)
         self._sequencer.turn(ctx.engine, now=ctx.now())
+
+    def _mend(self, ctx: Context) -> None:
+        if self._looked and not self._sequencer.journal.has_shrunk():
+            return
+        for sentence in self._sequencer.mend(ctx.engine):
+            log.error("written again beside the public log", reason=sentence)
+        self._looked = True
 
     def stamp(self, ctx: Context) -> None:
         """Have certificates stamped, each, and a checkpoint once a day."""

@@ -63,22 +63,31 @@ class Guard:
         """Hold this note from now on, if ``old`` is still held; on disk when this returns.
 
         Raises:
-            LogStopped: Another process has moved on.
+            LogStopped: Another process has moved on, or the file can't be written.
         """
         with self._locked():
             if self.held() != old:
                 raise LogStopped("another sequencer has moved the log's guard; only one may run for this log")
-            beside = self._file.with_name("guard.new")
-            with beside.open("wb") as file:
-                file.write(note)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._file)
-            _sync(self._directory)
+            try:
+                self._write(note)
+            except OSError as error:
+                raise LogStopped(f"{self._beside} can't be written ({type(error).__name__})") from None
+
+    def _write(self, note: bytes) -> None:
+        with self._beside.open("wb") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        self._beside.replace(self._file)
+        _sync(self._directory)
 
     @property
     def _file(self) -> Path:
         return self._directory / "guard"
+
+    @property
+    def _beside(self) -> Path:
+        return self._directory / "guard.new"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ Written before the checkpoint that shows the request's end is published; lines m
 the wrapping key (AES-256-GCM, base64): there is no user id in it, but a keyed hash must not lie in the open either.
 
 A line that a crash cut short belongs to a checkpoint that was not signed for anybody: it is written again in full.
+A file that is gone or shorter than it was is written again from PostgreSQL, which knows it all until it is restored.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from app import keyring
@@ -40,6 +42,7 @@ from app.storage.tables import (
 )
 
 Json = dict[str, Any]  # Any: JSON
+Ids = Select[tuple[UUID | None]]
 _CONTEXT = b"journal"
 _A_DAY = timedelta(days=1)
 """Suppressions are dated by PostgreSQL, requests by us: an hour is more than any two clocks are apart."""
@@ -50,22 +53,37 @@ class Journal:
 
     def __init__(self, directory: Path, key: bytes) -> None:
         self._file, self._key = directory / "erasures.jsonl", key
+        self._seen: int | None = None
 
     def follow(self, tx: Session, head: LogCheckpoint, *, since: LogCheckpoint | None) -> None:
         """Append what ended between two checkpoints; on disk when this returns."""
-        first = since.size if since else 0
-        ended = list(
-            tx.scalars(
-                select(AuditEntry.request_id).where(
-                    AuditEntry.leaf_index >= first,
-                    AuditEntry.leaf_index < head.size,
-                    AuditEntry.type == "request.closed",
-                )
-            )
-        )
-        if not ended:
+        if self.has_shrunk():
+            self.write_again(tx, head)
             return
-        self._append([*_requests(tx, ended), *_jobs(tx, ended), *_suppressions(tx, ended)])
+        ended = _ended(since.size if since else 0, head.size)
+        if tx.scalar(ended.limit(1)) is not None:
+            self._append([*_requests(tx, ended), *_jobs(tx, ended), *_suppressions(tx, ended)])
+
+    def write_again(self, tx: Session, head: LogCheckpoint) -> None:
+        """Append everything that PostgreSQL knows of what ended before a checkpoint."""
+        ended = _ended(0, head.size)
+        if tx.scalar(ended.limit(1)) is not None:
+            self._append([*_requests(tx, ended), *_jobs(tx, ended, also_left=True), *_suppressions(tx, ended)])
+
+    def has_shrunk(self) -> bool:
+        """Whether the file is gone, or shorter than this process has seen it; costs no reading."""
+        return not self._file.exists() or self._file.stat().st_size < (self._seen or 0)
+
+    def lacks(self, tx: Session, head: LogCheckpoint) -> int:
+        """How many requests that the log says were closed before a checkpoint have no line; reads the whole file.
+
+        Raises:
+            LogStopped: A line in the middle is damaged.
+        """
+        written = {line["request"]["id"] for line in self.lines() if "request" in line}
+        if self._file.exists():
+            self._seen = self._whole()
+        return len({str(request_id) for request_id in tx.scalars(_ended(0, head.size))} - written)
 
     def lines(self) -> Iterator[Json]:
         """Everything written so far; a line that a crash cut short is left out.
@@ -93,6 +111,7 @@ class Journal:
             file.writelines(self._sealed(line) for line in lines)
             file.flush()
             os.fsync(file.fileno())
+            self._seen = file.tell()
 
     def _sealed(self, line: Json) -> bytes:
         return base64.b64encode(keyring.seal(self._key, json.dumps(line).encode(), context=_CONTEXT)) + b"\n"
@@ -108,7 +127,17 @@ class Journal:
             return file.read().rfind(b"\n") + 1
 
 
-def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or None
+def _ended(first: int, end: int) -> Ids:
+    """Requests whose end stands in the log at these places; without those that a restore could not bring back."""
+    return select(AuditEntry.request_id).where(
+        AuditEntry.leaf_index >= first,
+        AuditEntry.leaf_index < end,
+        AuditEntry.type == "request.closed",
+        AuditEntry.request_id.is_not(None),
+    )
+
+
+def _requests(tx: Session, ids: Ids) -> Iterator[Json]:
     issued = (
         select(Certificate.request_id, Certificate.envelope)
         .where(Certificate.request_id.in_(ids))
@@ -130,14 +159,17 @@ def _requests(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: UUID or No
         }
 
 
-def _jobs(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
-    jobs = select(Target.job_id).where(Target.request_id.in_(ids))
+def _jobs(tx: Session, ids: Ids, *, also_left: bool = False) -> Iterator[Json]:
+    """What the requests' jobs took out; ``also_left``: and jobs whose requests went on to a later one."""
+    wanted = Forgotten.job_id.in_(select(Target.job_id).where(Target.request_id.in_(ids)))
+    if also_left:
+        wanted = or_(wanted, Forgotten.job_id.not_in(select(Target.job_id)))
     rows = tx.execute(
         select(Forgotten, Model.name, Manifest.digest)
         .join(Manifest, Manifest.id == Forgotten.manifest_id)
         .join(Job, Job.id == Forgotten.job_id)
         .join(Model, Model.id == Job.model_id)
-        .where(Forgotten.job_id.in_(jobs))
+        .where(wanted)
         .order_by(Forgotten.job_id, Forgotten.manifest_id, Forgotten.ordinal)
     ).all()
     for forgotten, model, digest in rows:
@@ -145,7 +177,7 @@ def _jobs(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
         yield {"job": {**said, "ordinal": forgotten.ordinal, "samples": forgotten.sample_ids}}
 
 
-def _suppressions(tx: Session, ids: list[Any]) -> Iterator[Json]:  # Any: as above
+def _suppressions(tx: Session, ids: Ids) -> Iterator[Json]:
     # Nothing connects a request that ended with its row here, which tells its day alone. But that is no earlier than
     # the request's, however long the work on it took, and lines may come twice.
     oldest = select(func.min(ErasureRequest.received_at)).where(ErasureRequest.id.in_(ids)).scalar_subquery()

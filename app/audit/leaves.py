@@ -92,9 +92,14 @@ def opened(wrapping_key: bytes, wrapped: bytes | None, sealed: bytes) -> Json:
 
 
 def _encoded(said: Json) -> bytes:
-    """The leaf's bytes, written by the standard library (14 µs; by the verifier 23) and read as every verifier will."""
-    entry = _CANONICAL.encode(said).encode()
-    leaves.decode(entry)  # refuses what breaks the schema and what is not in canonical form
+    """The leaf's bytes, written by the standard library, which is three times as fast as the verifier's way.
+
+    No string that the schema lets pass needs an escape, so they are the same bytes (a test compares).
+    """
+    leaves.check(said)
+    entry = _CANONICAL.encode(said).encode("ascii")
+    if len(entry) > leaves.MOST_BYTES:
+        raise leaves.BadLeaf("", f"the leaf has {len(entry)} bytes; at most {leaves.MOST_BYTES} are read")
     return entry
 
 

@@ -36,6 +36,8 @@ class Mirror:
             return Checkpoint.parse(notes.parse(raw).text).size
         except FileNotFoundError:
             return 0
+        except OSError as error:
+            raise LogStopped(f"{self.directory / 'checkpoint'} can't be read ({type(error).__name__})") from None
         except VerifyError as error:
             raise LogStopped(f"{self.directory / 'checkpoint'} can't be read: {error}") from None
 
@@ -45,17 +47,36 @@ class Mirror:
 
     def prepare(self, tx: Session, checkpoint: LogCheckpoint) -> None:
         """Write tiles and bundles that are new with this checkpoint; the old one stays in force."""
-        old = self.size()
-        for tile in _new_tiles(old, checkpoint.size):
-            self._write(tile.path, partial(audit.tile, tx, tile))
-        for bundle in _new_bundles(old, checkpoint.size):
-            self._write(bundle.path, partial(audit.bundle, tx, bundle))
+        for part in _parts(self.size(), checkpoint.size):
+            self._write(part.path, partial(_content, tx, part))
+
+    def lacks(self) -> list[str]:
+        """Files that the mirror's own checkpoint covers and that are gone; nothing is read but names.
+
+        Raises:
+            LogStopped: The checkpoint can't be read.
+        """
+        return [part.path for part in self._gone()]
+
+    def mend(self, tx: Session) -> list[str]:
+        """Write files that are gone again; returns which.
+
+        Raises:
+            LogStopped: The checkpoint can't be read.
+        """
+        gone = self._gone()
+        for part in gone:
+            self._write(part.path, partial(_content, tx, part))
+        return [part.path for part in gone]
 
     def show(self, checkpoint: LogCheckpoint, note: bytes) -> None:
         """Put a prepared checkpoint in force."""
         old = self.size()
         _replace(self.directory / "checkpoint", note)
         self._drop_partials(old, checkpoint.size)
+
+    def _gone(self) -> list[Tile | Bundle]:
+        return [part for part in _parts(0, self.size()) if not (self.directory / part.path).exists()]
 
     def _write(self, path: str, content: Callable[[], bytes]) -> None:
         # Compared, not only looked for: a file may be there of a history that was written and never signed, if
@@ -66,10 +87,19 @@ class Mirror:
 
     def _drop_partials(self, old: int, new: int) -> None:
         """Partial files go once the full one is there, as the specification allows."""
-        new_files: list[Tile | Bundle] = [*_new_tiles(old, new), *_new_bundles(old, new)]
-        for full in new_files:
+        for full in _parts(old, new):
             if full.width == TILE_WIDTH:
                 shutil.rmtree(self.directory / f"{full.path}.p", ignore_errors=True)
+
+
+def _content(tx: Session, part: Tile | Bundle) -> bytes:
+    return audit.tile(tx, part) if isinstance(part, Tile) else audit.bundle(tx, part)
+
+
+def _parts(old: int, new: int) -> Iterator[Tile | Bundle]:
+    """Every file that a log has with ``new`` entries and had not with ``old``."""
+    yield from _new_tiles(old, new)
+    yield from _new_bundles(old, new)
 
 
 def _new_tiles(old: int, new: int) -> Iterator[Tile]:

@@ -47,6 +47,7 @@ class Replayed:
         forgotten: groups of samples that models have to forget again.
         lost: refs of requests that came in after the backup, and whose senders must send them again.
         keys: of requests that had ended, which the restore had brought back.
+        lacking: requests that had ended, and of which the journal does not say what was forgotten.
     """
 
     entries: int
@@ -54,13 +55,22 @@ class Replayed:
     forgotten: int
     lost: tuple[str, ...]
     keys: int = 0
+    lacking: int = 0
 
 
-def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
+def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 0) -> Replayed:
     """Bring a restored database up to the log; in one that is up to it, delete keys that came back.
 
+    Args:
+        tx: The caller's transaction.
+        sequencer: Knows the log's files.
+        now: The time.
+        may_lack: How many requests that had ended may be missing from the journal; what was forgotten for them is not
+            forgotten again, and a person must know that.
+
     Raises:
-        LogStopped: The log's files are damaged, or PostgreSQL's history is not the beginning of theirs.
+        LogStopped: The log's files are damaged, PostgreSQL's history is not the beginning of theirs, or the journal
+            lacks more requests.
         Misconfigured: The schema of the keys was not restored.
     """
     recovery.need_keystore(tx)
@@ -76,12 +86,19 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime) -> Replayed:
     if head and merkle.root(reader, size) != head.root:
         raise LogStopped("the log's files and PostgreSQL do not share a history; nothing was changed")
     lines = list(sequencer.journal.lines())
+    lacking = _lacking(found, lines, size=size)
+    if lacking > may_lack:
+        raise LogStopped(
+            f"the journal lacks {lacking} requests that the log says were closed since the backup: what was forgotten "
+            "for them can't be forgotten again; bring erasures.jsonl back whole; nothing was changed"
+        )
     closed = sum(_close(tx, line["request"]) for line in lines if "request" in line)
     _bring_back(tx, found, size=size, now=now)
     forgotten = sum(recovery.bury(tx, **line["job"], at=now) for line in lines if "job" in line)
     _suppress(tx, lines)
     _adopt_tree(tx, sequencer, files, found, now=now)
-    return Replayed(held.size - size, closed, forgotten, tuple(_lost(tx, found)), audit.shred_again(tx))
+    keys, lost = audit.shred_again(tx), tuple(_lost(tx, found))
+    return Replayed(held.size - size, closed, forgotten, lost, keys, lacking)
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,12 @@ def _facts(sequencer: Sequencer, files: _Signed) -> Facts:
     if sequencer.mirror.size() > found.checkpoint.size:
         raise LogStopped("the log's guard is older than its files: bring the whole of EXPUNGE_LOG_DIRECTORY back")
     return found
+
+
+def _lacking(found: Facts, lines: Iterable[Json], *, size: int) -> int:
+    """How many requests ended in the log after its first ``size`` entries and have no line in the journal."""
+    ended = {leaf["ref"] for index, leaf in found.leaves() if index >= size and leaf["type"] == "request.closed"}
+    return len(ended - {line["request"]["ref"] for line in lines if "request" in line})
 
 
 def _bring_back(tx: Session, found: Facts, *, size: int, now: datetime) -> None:

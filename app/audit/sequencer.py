@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any
 
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap
 from expunge_verify import merkle, notes
 from expunge_verify.errors import VerifyError
 from expunge_verify.leaf import SCHEMA_DIGEST
@@ -92,14 +93,50 @@ class Sequencer:
         return placed
 
     def check(self, engine: Engine) -> None:
-        """Compare PostgreSQL with what was signed last.
+        """Compare PostgreSQL with what was signed last, and try the entries that wait.
 
         Raises:
-            LogStopped: They disagree.
+            LogStopped: They disagree, or an entry makes no leaf.
         """
         with transaction(engine) as tx:
             self._check(tx)
             self._patrol(tx)
+            writer = Writer(self.pen)
+            for row in audit.pending(tx, limit=BATCH):
+                _written(writer, row)
+
+    def complaints(self, engine: Engine) -> list[str]:
+        """What is wrong beside the log, which itself is fine: what its journal and its files lack.
+
+        Raises:
+            LogStopped: A line of the journal or the files' checkpoint can't be read.
+        """
+        with transaction(engine) as tx:
+            shown = audit.published(tx)
+            lines, files = self.journal.lacks(tx, shown) if shown else 0, self.mirror.lacks()
+        return [*_of_the_journal(lines), *_of_the_files(files)]
+
+    def mend(self, engine: Engine) -> list[str]:
+        """Write again what journal and files lack; returns what was wrong.
+
+        Raises:
+            LogStopped: PostgreSQL, which it is written from, was restored, or the files' checkpoint can't be read.
+        """
+        with transaction(engine) as tx:
+            shown = audit.published(tx)
+            if shown is None or not audit.is_ours_to_sequence(tx):
+                return []
+            self._check(tx)
+            return [*self._mend_journal(tx, shown), *_of_the_files(self.mirror.mend(tx))]
+
+    def _mend_journal(self, tx: Session, shown: LogCheckpoint) -> list[str]:
+        try:
+            lines = self.journal.lacks(tx, shown)
+        except LogStopped as error:  # whoever holds the right key may still read it: a person must look
+            return [f"{error}; once it is moved away, a new one is written from PostgreSQL"]
+        if lines:
+            self.journal.write_again(tx, shown)
+        return _of_the_journal(lines)
 
     def _is_due(self, tx: Session, *, now: datetime) -> bool:
         fresh, head = self._fresh(tx), audit.head(tx)
@@ -239,8 +276,23 @@ def _misplaced(tx: Session, held: Checkpoint, start: int, end: int) -> int | Non
 def _written(writer: Writer, row: Row[Any]) -> tuple[bytes, bytes | None]:  # Any: as storage.audit.pending
     try:
         return writer.write(row)
-    except VerifyError as error:  # nothing may come after it, and it can't be left out
-        raise LogStopped(f"entry {row.id} of the outbox, a {row.type}, makes no leaf: {error}") from None
+    except Exception as error:  # noqa: BLE001 - nothing may come after it, whatever it is, and it can't be left out
+        raise LogStopped(f"entry {row.id} of the outbox, a {row.type}, makes no leaf: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    """Why, without what another library's error could quote."""
+    if isinstance(error, InvalidUnwrap):
+        return "its request's key is not wrapped by this EXPUNGE_WRAPPING_KEY"
+    return str(error) if isinstance(error, VerifyError) else type(error).__name__
+
+
+def _of_the_journal(lines: int) -> list[str]:
+    return [f"the journal beside the log lacks {lines} requests that the log says were closed"] if lines else []
+
+
+def _of_the_files(files: Sequence[str]) -> list[str]:
+    return [f"{len(files)} of the log's public files are gone, {files[0]} the first"] if files else []
 
 
 def inclusion_proof(tx: Session, index: int, size: int) -> list[bytes]:

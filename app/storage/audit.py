@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from expunge_verify.leaf import SCHEMA
 from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, encode_bundle
 from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
+from app.errors import ExpungeError, NotFound
 from app.storage.tables import (
     AuditEntry,
     ErasureRequest,
@@ -29,6 +30,8 @@ from app.storage.tables import (
 _SEQUENCER_LOCK = 7215003
 WORKING, EVIDENCE = "working", "evidence"
 """Purposes of a request's keys."""
+_OF_EVERY_LEAF = frozenset({"v", "log", "type", "nonce", "day", "commit"})
+"""What the sequencer adds to an entry."""
 
 
 def enter(
@@ -49,8 +52,22 @@ def enter(
         at: When; the log says the day.
         request_id: Whose; the log says the request's random ref.
         job_id: Of which job; stands in the private record alone.
+
+    Raises:
+        ExpungeError: There is no such type, or it does not say these fields: a mistake in our own code.
     """
+    _check(kind, fields or {}, of_request=request_id is not None)
     tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=request_id, job_id=job_id, fields=fields or {}))
+
+
+def _check(kind: str, fields: Mapping[str, object], *, of_request: bool) -> None:
+    """Refuse here, where it can still be taken back, what would later stop the log; names only, for speed."""
+    shape = SCHEMA.get(kind)
+    if shape is None:
+        raise ExpungeError(f"the log has no entries of type {kind!r}")
+    given = fields.keys() | ({"ref"} if of_request else set())
+    if not shape.required - _OF_EVERY_LEAF <= given <= shape.kinds.keys():
+        raise ExpungeError(f"an entry {kind} can't say {sorted(given)}: see the verifier's schema")
 
 
 def is_ours_to_sequence(tx: Session) -> bool:
@@ -121,14 +138,10 @@ def place(tx: Session, placed: Sequence[Placed], tiles: Mapping[Tile, bytes]) ->
     evidence = [p for p in placed if p.sealed is not None]
     tx.execute(
         text(
-            "INSERT INTO audit_evidence (entry_id, request_id, sealed)"
-            " SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:requests AS uuid[]), CAST(:sealed AS bytea[]))"
+            "INSERT INTO audit_evidence (entry_id, sealed)"
+            " SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:sealed AS bytea[]))"
         ),
-        {
-            "ids": [p.id for p in evidence],
-            "requests": [p.request_id for p in evidence],
-            "sealed": [p.sealed for p in evidence],
-        },
+        {"ids": [p.id for p in evidence], "sealed": [p.sealed for p in evidence]},
     )
     for tile, hashes in tiles.items():
         grown = postgresql.insert(LogTile).values(level=tile.level, index=tile.index, hashes=hashes)

@@ -120,6 +120,12 @@ def release(tx: Session, job_id: UUID, *, fence: int, error: str | None, after: 
     )
 
 
+def put_back(tx: Session, job_id: UUID, *, fence: int, error: str, after: timedelta) -> None:
+    """Give the job back as if it had not been tried: it waited for something that is no fault of its own."""
+    release(tx, job_id, fence=fence, error=error, after=after)
+    tx.execute(update(Job).where(Job.id == job_id, Job.fence == fence).values(attempts=Job.attempts - 1))
+
+
 def to_ring(tx: Session, *, max_attempts: int, limit: int) -> Sequence[UUID]:
     """Jobs whose turn it is and that nobody works on, oldest first, one per model.
 

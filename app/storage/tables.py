@@ -354,12 +354,13 @@ class AuditEntry(Table):
 
 
 class Evidence(Table):
-    """The record and the salt that open one leaf's commitment, sealed by the request's evidence key."""
+    """The record and the salt that open one leaf's commitment, sealed by the request's evidence key.
+
+    About a model it is sealed by the wrapping key. No foreign key: the sequencer writes both rows, thousands at a time.
+    """
 
     __tablename__ = "audit_evidence"
-    entry_id: Mapped[int] = mapped_column(ForeignKey("audit_entries.id"), primary_key=True)
-    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
-    """Whose evidence key sealed it; none: about a model, sealed by the wrapping key."""
+    entry_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     sealed: Mapped[bytes]
 
 

@@ -78,14 +78,10 @@ def upgrade() -> None:
     op.create_index("ix_audit_entries_pending", "audit_entries", ["id"], postgresql_where=sa.text("leaf_index IS NULL"))
     op.create_table(
         "audit_evidence",
-        sa.Column("entry_id", sa.BigInteger(), nullable=False),
-        sa.Column("request_id", sa.Uuid(), nullable=True),
+        sa.Column("entry_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["entry_id"], ["audit_entries.id"], name=op.f("fk_audit_evidence_entry_id")),
-        sa.ForeignKeyConstraint(["request_id"], ["erasure_requests.id"], name=op.f("fk_audit_evidence_request_id")),
         sa.PrimaryKeyConstraint("entry_id", name=op.f("pk_audit_evidence")),
     )
-    op.create_index(op.f("ix_audit_evidence_request_id"), "audit_evidence", ["request_id"])
     op.create_table(
         "log_tiles",
         sa.Column("level", sa.Integer(), nullable=False),

@@ -103,6 +103,29 @@ def test_the_readme_calibrates_a_model(shell: Shell) -> None:
     shell.run("! expunge models calibrate nobody")
 
 
+def test_the_readme_checks_the_log_a_certificate_and_a_receipt(shell: Shell) -> None:
+    request_id = shell.run("echo u-77001 | expunge requests create").split()[0]
+    wait_until(lambda: "request.no_data" in shell.run(f"expunge requests show {request_id}"), 90, "the request ends")
+    log = f"http://127.0.0.1:{shell.port}/log"
+    shell.run(f"curl -s {log}/checkpoint > OLD-CHECKPOINT; cp OLD-CHECKPOINT NEW-CHECKPOINT")
+    certificate = f"expunge requests certificate {request_id} -o c.json"
+    wait_until(
+        lambda: shell.run(f"{certificate} || true") is not None and written(shell), 20, "the log has published it"
+    )
+    shell.run(f"expunge requests receipt {request_id} -o receipt.json")
+    issuer, key = shell.run("expunge keys public").strip(), shell.run("expunge log keys").strip()
+    install, *checks = commands("Check it")
+    assert install == "pip install ./verifier"
+    for check in checks:
+        filled = check.replace("https://erasure.example/log", log).replace("CERTIFICATE-KEY", issuer)
+        said = shell.run(re.sub(r"--vkey KEY\b", f"--vkey {key}", filled))
+        assert said.count("ok ") == len(said.splitlines()) - said.count("??"), said
+
+
+def written(shell: Shell) -> bool:
+    return (shell.directory / "c.json.tlog-proof").exists()
+
+
 @pytest.mark.parametrize("command", commands("Two commands"))
 def test_the_two_commands_are_make_targets(command: str) -> None:
     subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, check=True, capture_output=True)

@@ -52,15 +52,20 @@ _TEXTS: Final = {
     "day": "[0-9]{4}-[0-9]{2}-[0-9]{2}",
     "method": "|".join(re.escape(word) for word in METHODS),
     "level": "|".join(LEVELS),
+    "passed": "|".join(LEVELS[:-1]),
     "outcome": "|".join(OUTCOMES),
 }
 _MODELS: Final = {
     "change": ({"from", "to"}, {"from", "to"}),
+    "move": ({"from", "to"}, {"from", "to"}),
     "change-or-first": ({"to"}, {"from", "to"}),
     "new": ({"to"}, {"to"}),
     "old": ({"from"}, {"from"}),
 }
-"""Kind of a model field → its obligatory keys, its possible keys; the values are digests of weights."""
+"""Kind of a model field → its obligatory keys, its possible keys; the values are digests of weights.
+
+A ``change`` leads to other weights. A rollback is a ``move``: the version that it leaves may have had the same.
+"""
 
 _EVERY = {"v": "version", "log": "origin", "type": "type", "nonce": "random", "day": "day"}
 _REF = {"ref": "random"}
@@ -98,11 +103,11 @@ SCHEMA: Final[Mapping[str, Shape]] = {
     ),
     "model.registered": Shape({**_EVERY, **_COMMIT, "model": "new"}),
     "unlearn.done": Shape({**_EVERY, **_CHANGE, "method": "method"}),
-    "verify.passed": Shape({**_EVERY, **_CHANGE, "level": "level"}),
+    "verify.passed": Shape({**_EVERY, **_CHANGE, "level": "passed"}),
     "verify.failed": Shape({**_EVERY, **_CHANGE}),
     "model.promoted": Shape({**_EVERY, **_CHANGE}),
     "model.retired": Shape({**_EVERY, **_COMMIT, "model": "old"}),
-    "model.rolled_back": Shape({**_EVERY, **_CHANGE}),
+    "model.rolled_back": Shape({**_EVERY, **_COMMIT, "model": "move"}),
     "key.shredded": Shape({**_EVERY, **_REF}),
     "key.backup_expired": Shape({**_EVERY, **_REF}),
     "certificate.issued": Shape({**_EVERY, **_REF, "cert": "digest"}),
@@ -253,6 +258,8 @@ def _is_model(kind: str, value: object) -> bool:
     required, allowed = _MODELS[kind]
     if not isinstance(value, Mapping) or not required <= value.keys() <= allowed:
         return False
+    if kind == "change" and value["from"] == value["to"]:
+        return False
     return all(_is_text(_PATTERNS["digest"], weights) for weights in value.values())
 
 
@@ -281,7 +288,14 @@ def _described() -> bytes:
         for name, shape in SCHEMA.items()
     }
     models = {kind: [sorted(required), sorted(allowed)] for kind, (required, allowed) in _MODELS.items()}
-    said = {"v": VERSION, "most_bytes": MOST_BYTES, "texts": _TEXTS, "models": models, "types": types}
+    said = {
+        "v": VERSION,
+        "most_bytes": MOST_BYTES,
+        "texts": _TEXTS,
+        "models": models,
+        "differ": ["change"],
+        "types": types,
+    }
     return rfc8785.dumps(said)  # type: ignore[arg-type] # dict is invariant
 
 
