@@ -367,15 +367,20 @@ def trust() -> None:
 
 
 @cli.command(name="restore-replay")
-def restore_replay() -> None:
+def restore_replay(
+    may_lack: Annotated[int, typer.Option(help="Ended requests that the journal may lack.", min=0)] = 0,
+) -> None:
     """After PostgreSQL was restored from a backup: forget again who was forgotten since, before the service starts."""
     with _tx() as (tx, settings):
-        done = restore.replay(tx, Sequencer.of(settings, lambda _, checkpoint: checkpoint.note), now=_now())
+        sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+        done = restore.replay(tx, sequencer, now=_now(), may_lack=may_lack)
     console.print(
         f"{done.entries} entries of the log brought back, {done.closed} requests ended again, "
         f"{done.keys} keys deleted again, {done.forgotten} deletions to be made again (dispatch opens the jobs)",
         highlight=False,
     )
+    if done.lacking:
+        _errors.print(f"[yellow]{done.lacking} requests had ended and are in no journal:[/] have them sent again")
     if done.lost:
         refs = " ".join(done.lost)
         _errors.print(f"[yellow]{len(done.lost)} requests came in after the backup; have them sent again:[/] {refs}")

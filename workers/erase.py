@@ -115,6 +115,8 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
         if job.attempts < _DEATHS_PER_RUNG or job.rung + 1 == len(RUNGS):
             raise
         answer = {"weights": None, "refused": f"{died}, again and again", "can_retrain": True}
+    if answer["weights"] == order["base"]:  # the log has no word for a change that changes nothing
+        answer = {"weights": None, "refused": "the update changed nothing", "can_retrain": True}
 
     def settle(tx: Session, job: Job) -> None:
         if answer.get("calibrated") is False and order["calibration"]:

@@ -41,7 +41,7 @@ class Scribe:
         if self._looked and not self._sequencer.journal.has_shrunk():
             return
         for sentence in self._sequencer.mend(ctx.engine):
-            log.error("written again beside the public log", reason=sentence)
+            log.error("what lies beside the public log was not whole", reason=sentence)
         self._looked = True
 
     def stamp(self, ctx: Context) -> None:

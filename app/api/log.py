@@ -47,12 +47,14 @@ def about(tx: Transaction, settings: CurrentSettings) -> schemas.LogOut:
     )
 
 
+@router.head("/log/checkpoint", include_in_schema=False)
 @router.get("/log/checkpoint", responses=answers(404, 503) | _PLAIN, response_class=Response)
 def checkpoint(tx: Transaction) -> Response:
     """Read the newest published checkpoint, a signed note."""
     return Response(_shown(tx)[1], media_type=_TEXT, headers=_NOW)
 
 
+@router.head("/log/tile/entries/{path:path}", include_in_schema=False, dependencies=_STATIC)
 @router.get(
     "/log/tile/entries/{path:path}",
     responses=answers(404, 503) | _OCTETS,
@@ -70,6 +72,7 @@ def entries(path: str, tx: Transaction) -> Response:
     return Response(audit.bundle(tx, bundle), media_type=_BYTES, headers=_FOR_EVER)
 
 
+@router.head("/log/tile/{path:path}", include_in_schema=False, dependencies=_STATIC)
 @router.get(
     "/log/tile/{path:path}",
     responses=answers(404, 503) | _OCTETS,

@@ -4,7 +4,8 @@
     {"job": …}          samples that a job took out of a manifest, person by person, without the person
     {"suppression": …}  a keyed hash on the suppression list
 
-Written before the checkpoint that shows the request's end is published; lines may come twice. Each line is sealed by
+Written before the checkpoint that shows the request's end is published; lines may come twice. A request comes after
+all that ended with it, so a file that was cut off lacks requests before it lacks anything else. Each line is sealed by
 the wrapping key (AES-256-GCM, base64): there is no user id in it, but a keyed hash must not lie in the open either.
 
 A line that a crash cut short belongs to a checkpoint that was not signed for anybody: it is written again in full.
@@ -20,10 +21,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from app import keyring
@@ -42,7 +42,7 @@ from app.storage.tables import (
 )
 
 Json = dict[str, Any]  # Any: JSON
-Ids = Select[tuple[UUID | None]]
+Ids = Select[Any]  # Any: UUID of a request
 _CONTEXT = b"journal"
 _A_DAY = timedelta(days=1)
 """Suppressions are dated by PostgreSQL, requests by us: an hour is more than any two clocks are apart."""
@@ -53,26 +53,26 @@ class Journal:
 
     def __init__(self, directory: Path, key: bytes) -> None:
         self._file, self._key = directory / "erasures.jsonl", key
-        self._seen: int | None = None
+        self._seen = 0
 
     def follow(self, tx: Session, head: LogCheckpoint, *, since: LogCheckpoint | None) -> None:
         """Append what ended between two checkpoints; on disk when this returns."""
-        if self.has_shrunk():
+        if self.has_shrunk() or not self._file.exists():
             self.write_again(tx, head)
             return
         ended = _ended(since.size if since else 0, head.size)
         if tx.scalar(ended.limit(1)) is not None:
-            self._append([*_requests(tx, ended), *_jobs(tx, ended), *_suppressions(tx, ended)])
+            self._append([*_suppressions(tx, ended), *_jobs(tx, ended), *_requests(tx, ended)])
 
     def write_again(self, tx: Session, head: LogCheckpoint) -> None:
         """Append everything that PostgreSQL knows of what ended before a checkpoint."""
         ended = _ended(0, head.size)
         if tx.scalar(ended.limit(1)) is not None:
-            self._append([*_requests(tx, ended), *_jobs(tx, ended, also_left=True), *_suppressions(tx, ended)])
+            self._append([*_suppressions(tx, ended), *_jobs(tx, ended, also_left=True), *_requests(tx, ended)])
 
     def has_shrunk(self) -> bool:
-        """Whether the file is gone, or shorter than this process has seen it; costs no reading."""
-        return not self._file.exists() or self._file.stat().st_size < (self._seen or 0)
+        """Whether the file is shorter than this process has seen it, or gone; costs no reading."""
+        return (self._file.stat().st_size if self._file.exists() else 0) < self._seen
 
     def lacks(self, tx: Session, head: LogCheckpoint) -> int:
         """How many requests that the log says were closed before a checkpoint have no line; reads the whole file.
@@ -80,9 +80,8 @@ class Journal:
         Raises:
             LogStopped: A line in the middle is damaged.
         """
+        self._seen = self._whole() if self._file.exists() else 0
         written = {line["request"]["id"] for line in self.lines() if "request" in line}
-        if self._file.exists():
-            self._seen = self._whole()
         return len({str(request_id) for request_id in tx.scalars(_ended(0, head.size))} - written)
 
     def lines(self) -> Iterator[Json]:
@@ -161,15 +160,14 @@ def _requests(tx: Session, ids: Ids) -> Iterator[Json]:
 
 def _jobs(tx: Session, ids: Ids, *, also_left: bool = False) -> Iterator[Json]:
     """What the requests' jobs took out; ``also_left``: and jobs whose requests went on to a later one."""
-    wanted = Forgotten.job_id.in_(select(Target.job_id).where(Target.request_id.in_(ids)))
-    if also_left:
-        wanted = or_(wanted, Forgotten.job_id.not_in(select(Target.job_id)))
+    jobs = select(Target.job_id).where(Target.request_id.in_(ids))
+    left = Forgotten.job_id.not_in(select(Target.job_id)) if also_left else false()
     rows = tx.execute(
         select(Forgotten, Model.name, Manifest.digest)
         .join(Manifest, Manifest.id == Forgotten.manifest_id)
         .join(Job, Job.id == Forgotten.job_id)
         .join(Model, Model.id == Job.model_id)
-        .where(wanted)
+        .where(or_(Forgotten.job_id.in_(jobs), left))
         .order_by(Forgotten.job_id, Forgotten.manifest_id, Forgotten.ordinal)
     ).all()
     for forgotten, model, digest in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -50,33 +50,27 @@ class Mirror:
         for part in _parts(self.size(), checkpoint.size):
             self._write(part.path, partial(_content, tx, part))
 
-    def lacks(self) -> list[str]:
+    def lacks(self, head: LogCheckpoint) -> list[Tile | Bundle]:
         """Files that the mirror's own checkpoint covers and that are gone; nothing is read but names.
 
         Raises:
-            LogStopped: The checkpoint can't be read.
+            LogStopped: The checkpoint can't be read, or covers more than PostgreSQL has.
         """
-        return [part.path for part in self._gone()]
+        size = self.size()
+        if size > head.size:
+            raise LogStopped(f"the log's files hold {size} entries and PostgreSQL {head.size}: it was restored")
+        return [part for part in _parts(0, size) if not (self.directory / part.path).exists()]
 
-    def mend(self, tx: Session) -> list[str]:
-        """Write files that are gone again; returns which.
-
-        Raises:
-            LogStopped: The checkpoint can't be read.
-        """
-        gone = self._gone()
+    def mend(self, tx: Session, gone: Iterable[Tile | Bundle]) -> None:
+        """Write files that are gone again."""
         for part in gone:
             self._write(part.path, partial(_content, tx, part))
-        return [part.path for part in gone]
 
     def show(self, checkpoint: LogCheckpoint, note: bytes) -> None:
         """Put a prepared checkpoint in force."""
         old = self.size()
         _replace(self.directory / "checkpoint", note)
         self._drop_partials(old, checkpoint.size)
-
-    def _gone(self) -> list[Tile | Bundle]:
-        return [part for part in _parts(0, self.size()) if not (self.directory / part.path).exists()]
 
     def _write(self, path: str, content: Callable[[], bytes]) -> None:
         # Compared, not only looked for: a file may be there of a history that was written and never signed, if

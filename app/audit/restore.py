@@ -89,8 +89,9 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 
     lacking = _lacking(found, lines, size=size)
     if lacking > may_lack:
         raise LogStopped(
-            f"the journal lacks {lacking} requests that the log says were closed since the backup: what was forgotten "
-            "for them can't be forgotten again; bring erasures.jsonl back whole; nothing was changed"
+            f"the journal lacks {lacking} requests that the log says were closed since the backup, so what was "
+            "forgotten for them can't be forgotten again; nothing was changed: bring erasures.jsonl back whole, or "
+            f"accept it with --may-lack {lacking}"
         )
     closed = sum(_close(tx, line["request"]) for line in lines if "request" in line)
     _bring_back(tx, found, size=size, now=now)

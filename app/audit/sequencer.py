@@ -22,7 +22,7 @@ from expunge_verify import merkle, notes
 from expunge_verify.errors import VerifyError
 from expunge_verify.leaf import SCHEMA_DIGEST
 from expunge_verify.notes import Checkpoint, Signer
-from expunge_verify.tiles import TILE_WIDTH, Tile, grown, hashes
+from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, grown, hashes
 from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
@@ -112,29 +112,36 @@ class Sequencer:
             LogStopped: A line of the journal or the files' checkpoint can't be read.
         """
         with transaction(engine) as tx:
-            shown = audit.published(tx)
-            lines, files = self.journal.lacks(tx, shown) if shown else 0, self.mirror.lacks()
-        return [*_of_the_journal(lines), *_of_the_files(files)]
+            shown, head = audit.published(tx), audit.head(tx)
+            if shown is None or head is None:
+                return []
+            lines = self.journal.lacks(tx, shown)
+            return [*_of_the_journal(lines), *_of_the_files(self.mirror.lacks(head))]
 
     def mend(self, engine: Engine) -> list[str]:
         """Write again what journal and files lack; returns what was wrong.
 
         Raises:
             LogStopped: PostgreSQL, which it is written from, was restored, or the files' checkpoint can't be read.
+            Misconfigured: Another name signed so far.
         """
         with transaction(engine) as tx:
-            shown = audit.published(tx)
-            if shown is None or not audit.is_ours_to_sequence(tx):
+            self._fresh(tx)  # refuses another log's name
+            shown, head = audit.published(tx), audit.head(tx)
+            if shown is None or head is None or not audit.is_ours_to_sequence(tx):
                 return []
             self._check(tx)
-            return [*self._mend_journal(tx, shown), *_of_the_files(self.mirror.mend(tx))]
+            gone = self.mirror.lacks(head)
+            self.mirror.mend(tx, gone)
+            return [*self._mend_journal(tx, shown), *_of_the_files(gone)]
 
     def _mend_journal(self, tx: Session, shown: LogCheckpoint) -> list[str]:
+        shrunk = self.journal.has_shrunk()
         try:
             lines = self.journal.lacks(tx, shown)
         except LogStopped as error:  # whoever holds the right key may still read it: a person must look
             return [f"{error}; once it is moved away, a new one is written from PostgreSQL"]
-        if lines:
+        if lines or shrunk:
             self.journal.write_again(tx, shown)
         return _of_the_journal(lines)
 
@@ -291,8 +298,8 @@ def _of_the_journal(lines: int) -> list[str]:
     return [f"the journal beside the log lacks {lines} requests that the log says were closed"] if lines else []
 
 
-def _of_the_files(files: Sequence[str]) -> list[str]:
-    return [f"{len(files)} of the log's public files are gone, {files[0]} the first"] if files else []
+def _of_the_files(gone: Sequence[Tile | Bundle]) -> list[str]:
+    return [f"{len(gone)} of the log's public files are gone, {gone[0].path} the first"] if gone else []
 
 
 def inclusion_proof(tx: Session, index: int, size: int) -> list[bytes]:

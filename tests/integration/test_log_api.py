@@ -54,10 +54,10 @@ class Served:
     def size(self) -> int:
         return self.checkpoints[-1].size
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, *, method: str = "GET") -> httpx.Response:
         """GET exactly this path: no client tidies it up, and no key is sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.bench.house.port, timeout=30)
-        connection.putrequest("GET", path, skip_accept_encoding=True)
+        connection.putrequest(method, path, skip_accept_encoding=True)
         connection.endheaders()
         answer = connection.getresponse()
         found = httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
@@ -199,6 +199,15 @@ def test_what_is_no_file_of_the_log_is_a_problem_and_not_an_error(served: Served
     assert answer.status_code in {404, 422}, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert "immutable" not in answer.headers.get("Cache-Control", "")
+
+
+@pytest.mark.parametrize("path", ["checkpoint", "tile/0/000", "tile/entries/000"])
+def test_head_says_what_get_would_send(served: Served, path: str) -> None:
+    asked, got = served.get(f"/log/{path}", method="HEAD"), served.get(f"/log/{path}")
+    assert (asked.status_code, asked.content) == (200, b"")
+    for name in ("Content-Type", "Content-Length", "Cache-Control"):
+        assert asked.headers[name] == got.headers[name]
+    assert served.get("/log/tile/0/000?x=1", method="HEAD").status_code == 404
 
 
 def test_every_width_beyond_the_published_one_is_refused(served: Served) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -561,3 +562,56 @@ def test_a_rung_whose_process_is_killed_again_and_again_gives_way_to_the_next(
     report = bench.live().report
     assert report is not None
     assert "exit code -9, again and again" in json.dumps(report["earlier"])
+
+
+def test_waiting_for_the_log_uses_up_no_attempt(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erase, "run_step", in_this_process)
+    monkeypatch.setattr(erase, "_LOG_WAITS_SECONDS", 0.05)
+    with installation(tmp_path, database_url, "", model=False) as house:
+        waiting = Bench(house)
+        register(waiting)
+        request_id = waiting.demand(1)
+        (job_id,) = waiting.plan()
+        for _ in range(10):  # nobody sequences
+            erase.run(waiting.ctx, job_id)
+            job = waiting.job(job_id)
+            assert (job.status, job.attempts, job.lease_until) == ("queued", 0, None)
+            assert "the public log takes no entries" in (job.error or "")
+            assert job.not_before > waiting.now() + timedelta(seconds=20)
+            waiting.expire_leases()
+            with transaction(house.engine) as tx:
+                planning.sweep(tx, now=waiting.now(), settings=waiting.ctx.settings)
+        assert waiting.request(request_id).status == "in_progress"
+        with waiting.sequencing():
+            waiting.run_all()
+        assert waiting.request(request_id).status == "completed"
+
+
+def test_a_worker_under_another_logs_name_certifies_nothing(bench: Bench) -> None:
+    typo = bench.ctx.settings.model_copy(update={"log_origin": "typo.example/log"})
+    request_id = bench.demand(1)
+    (job_id,) = bench.plan()
+    erase.run(type(bench.ctx)(settings=typo, engine=bench.ctx.engine), job_id)
+    assert bench.request(request_id).status == "in_progress"
+    assert "EXPUNGE_LOG_ORIGIN" in (bench.job(job_id).error or "")
+    bench.expire_leases()
+    bench.run_all()
+    assert bench.request(request_id).status == "completed"
+    said = json.loads(base64.b64decode(bench.certificate(request_id)["payload"]))
+    assert said["predicate"]["log"]["origin"] == bench.ctx.settings.log_origin
+
+
+def test_an_update_that_changes_nothing_is_refused_and_the_next_rung_is_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lazy(name: str, order: dict[str, Any], **more: Any) -> dict[str, Any]:
+        answer = in_this_process(name, order, **more)
+        return {**answer, "weights": order["base"]} if order["rung"] == "influence" and name == "unlearn" else answer
+
+    monkeypatch.setattr(erase, "run_step", lazy)
+    request_id = bench.demand(3)
+    bench.run_all()
+    assert bench.request(request_id).status == "completed"
+    assert bench.live().origin == "retrained"

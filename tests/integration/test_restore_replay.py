@@ -6,7 +6,9 @@ import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +25,7 @@ from expunge_verify.source import Directory
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from app import certificates, keyring, planning
+from app import catalog, certificates, doctor, keyring, planning
 from app.audit import evidence, restore
 from app.audit.journal import Journal
 from app.audit.mirror import Mirror
@@ -31,6 +33,7 @@ from app.audit.restore import Replayed
 from app.audit.sequencer import Sequencer
 from app.embedded import postgres_installations
 from app.errors import LogStopped, Misconfigured, Unavailable
+from app.logs import log
 from app.storage import audit, requests
 from app.storage.sessions import connect, transaction
 from app.storage.tables import ErasureRequest, Posting, RequestKey, Suppression
@@ -179,7 +182,8 @@ def test_dispatch_does_nothing_on_a_restored_database(drill: Drill) -> None:
         scribe.sequence(drill.back.ctx)
     house = drill.back.house
     house.start("dispatch")
-    wait_until(lambda: house.log.read_text().count("the public log is stopped") > 3, 20, "dispatch has found out")
+    wait_until(lambda: "the public log is stopped" in house.log.read_text(), 20, "dispatch has found out")
+    time.sleep(2)  # it says so once a minute, and looks five times a second
     house.stop()
     seen: dict[str, list[str]] = {
         "public.key_checks": []
@@ -479,3 +483,139 @@ def test_the_newest_of_two_certificates_comes_back(drill: Drill) -> None:
     assert drill.back.certificate(drill.known)["payload"] == "bmV3ZXI="
     with transaction(drill.back.ctx.engine) as tx:
         assert len(requests.certificates(tx, drill.known)) == 2
+
+
+def ended(bench: Bench, *people: int) -> list[UUID]:
+    """Requests of these people, carried through to the published end."""
+    with bench.sequencing():
+        made = [bench.demand(person) for person in people]
+        bench.run_all()
+        settle(bench)
+    return made
+
+
+def written(bench: Bench) -> set[str]:
+    return {line["request"]["id"] for line in journal(bench).lines() if "request" in line}
+
+
+def complaints(bench: Bench) -> list[str]:
+    return Sequencer.of(bench.ctx.settings, at_once).complaints(bench.ctx.engine)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, cut])
+@pytest.mark.parametrize("running", [True, False])
+def test_a_journal_that_was_lost_or_cut_is_noticed_and_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Path], None], running: bool
+) -> None:
+    file, said = bench.ctx.settings.log_path / "erasures.jsonl", []
+    monkeypatch.setattr(log, "error", lambda *_, reason: said.append(reason))
+    made = ended(bench, KNOWN, UNKNOWN)
+    whole = {json.dumps(line, sort_keys=True) for line in journal(bench).lines()}
+    scribe = Scribe(bench.ctx.settings)
+    if running:
+        scribe.sequence(bench.ctx)
+    assert complaints(bench) == said == []
+    lose(file)
+    (told,) = complaints(bench)
+    assert "journal beside the log lacks" in told
+    finding = doctor._log(bench.ctx.settings, bench.ctx.engine)
+    assert not finding.fine
+    assert told in finding.sentence
+    scribe.sequence(bench.ctx)  # nothing waits
+    assert said == [told]
+    assert written(bench) == {str(request_id) for request_id in made}
+    assert whole <= {json.dumps(line, sort_keys=True) for line in journal(bench).lines()}
+    assert complaints(bench) == []
+
+
+def test_a_lost_journal_is_written_whole_by_whoever_publishes_next(bench: Bench) -> None:
+    made = ended(bench, KNOWN)
+    (bench.ctx.settings.log_path / "erasures.jsonl").unlink()
+    bench.demand(WAITING)
+    Sequencer.of(bench.ctx.settings, at_once).turn(bench.ctx.engine, now=bench.now())
+    assert written(bench) == {str(request_id) for request_id in made}
+
+
+def test_a_damaged_journal_does_not_stop_the_log_and_is_left_to_a_person(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "error", lambda *_, reason: said.append(reason))
+    made = ended(bench, KNOWN)
+    file = bench.ctx.settings.log_path / "erasures.jsonl"
+    file.write_bytes(damaged := b"!" + file.read_bytes()[1:])
+    scribe = Scribe(bench.ctx.settings)
+    scribe.sequence(bench.ctx)
+    assert "damaged" in said[0]
+    assert "damaged" in doctor._log(bench.ctx.settings, bench.ctx.engine).sentence
+    assert file.read_bytes() == damaged
+    file.rename(file.with_name("damaged"))
+    scribe.sequence(bench.ctx)
+    assert written(bench) == {str(request_id) for request_id in made}
+
+
+def test_the_jobs_of_requests_that_went_on_to_a_later_one_are_written_again_too(bench: Bench) -> None:
+    ended(bench, KNOWN)
+    with bench.sequencing():
+        with transaction(bench.ctx.engine) as tx:
+            catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
+        bench.run_all()
+        settle(bench)
+    before = {json.dumps(line, sort_keys=True) for line in journal(bench).lines() if "job" in line}
+    (bench.ctx.settings.log_path / "erasures.jsonl").unlink()
+    Scribe(bench.ctx.settings).sequence(bench.ctx)
+    assert before <= {json.dumps(line, sort_keys=True) for line in journal(bench).lines()}
+
+
+@pytest.mark.parametrize("left", [0, 0.45, 0.9])
+def test_a_journal_without_requests_that_the_log_has_closed_is_not_replayed(drill: Drill, left: float) -> None:
+    file, before = drill.back.ctx.settings.log_path / "erasures.jsonl", everything(drill.back)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * left)])
+    lacking = 2 if left < 0.9 else 1
+    with pytest.raises(LogStopped, match=f"lacks {lacking} requests"):
+        drill.replay()
+    assert everything(drill.back) == before
+    with transaction(drill.back.ctx.engine) as tx:
+        ours = Sequencer.of(drill.back.ctx.settings, at_once)
+        with pytest.raises(LogStopped):
+            restore.replay(tx, ours, now=datetime.now(UTC), may_lack=lacking - 1)
+        done = restore.replay(tx, ours, now=datetime.now(UTC), may_lack=lacking)
+    assert (done.lacking, done.closed) == (lacking, 2 - lacking)
+
+
+@pytest.fixture
+def brokered(database_url: str, valkey_server: str, tmp_path: Path) -> Iterator[Bench]:
+    """An installation with a broker, as dispatch needs one to start."""
+    with installation(tmp_path, database_url, valkey_server, model=False) as house:
+        made = Bench(house)
+        register(made)
+        with made.sequencing():
+            settle(made)
+        yield made
+
+
+def test_dispatch_under_another_logs_name_does_nothing(brokered: Bench) -> None:
+    house = brokered.house
+    brokered.demand(KNOWN)
+    before, seen = everything(brokered), {"public.key_checks": list[str]()}
+    house.environment["EXPUNGE_LOG_ORIGIN"] = "typo.example/log"
+    house.start("dispatch")
+    wait_until(lambda: "EXPUNGE_LOG_ORIGIN is not the name" in house.log.read_text(), 20, "dispatch has found out")
+    time.sleep(2)
+    house.stop()
+    assert everything(brokered) | seen == before | seen
+
+
+def test_dispatch_without_the_logs_key_says_so_and_ends(brokered: Bench) -> None:
+    environment = {k: v for k, v in brokered.house.dispatch_environment.items() if k != "EXPUNGE_LOG_KEY"}
+    command = [sys.executable, "-m", "workers.dispatch"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (told,) = done.stderr.splitlines()
+    assert "EXPUNGE_LOG_KEY" in told

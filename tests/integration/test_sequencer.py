@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from expunge_verify import cli as verifier
@@ -26,8 +29,8 @@ from app.audit.guard import Guard
 from app.audit.journal import Journal
 from app.audit.mirror import Mirror
 from app.audit.sequencer import Sequencer, consistency_proof
-from app.errors import LogStopped, Misconfigured
-from app.storage import audit
+from app.errors import ExpungeError, LogStopped, Misconfigured
+from app.storage import audit, moves
 from app.storage.sessions import connect, transaction
 from app.storage.tables import AuditEntry, ErasureRequest, Event, LogCheckpoint
 from tests.faults import kill9, wait_until
@@ -333,3 +336,113 @@ def test_a_guard_that_cannot_be_read_stops_the_log(engine: Engine, tmp_path: Pat
     (tmp_path / "log" / "guard").mkdir()
     with pytest.raises(LogStopped, match="can't be read"):
         sequencer(tmp_path / "log").check(engine)
+
+
+def test_a_guard_that_cannot_be_written_stops_the_log_in_a_sentence(engine: Engine, tmp_path: Path) -> None:
+    drained(engine, sequencer(tmp_path / "log"))
+    enter_models(engine, 1)
+    (tmp_path / "log" / "guard.new").mkdir()
+    with pytest.raises(LogStopped, match=r"guard\.new can't be written"):
+        drained(engine, sequencer(tmp_path / "log"))
+    (tmp_path / "log" / "guard.new").rmdir()
+    drained(engine, sequencer(tmp_path / "log"))
+    need_everything_once(engine, tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("nonsense.type", "{}"),
+        ("request.received", '{"due": "garbage"}'),
+        ("request.received", '{"due": 7}'),
+        ("model.registered", '{"model": {"to": "x"}}'),
+        ("request.closed", '{"outcome": "completed", "in_time": true}'),
+        ("config.changed", '{"é": 1}'),
+        ("config.changed", "[1]"),
+    ],
+)
+def test_an_entry_that_makes_no_leaf_stops_the_log_and_is_named(
+    engine: Engine, tmp_path: Path, kind: str, fields: str
+) -> None:
+    ours = sequencer(tmp_path / "log")
+    drained(engine, ours)
+    with transaction(engine) as tx:
+        row = {"type": kind, "fields": fields}
+        made = "INSERT INTO audit_entries (type, at, fields) VALUES (:type, now(), CAST(:fields AS jsonb)) RETURNING id"
+        number = tx.scalar(text(made), row)
+    for act in (partial(drained, engine, ours), partial(ours.check, engine)):
+        with pytest.raises(LogStopped, match=f"entry {number} of the outbox, a {kind}, makes no leaf"):
+            act()
+
+
+def test_an_entry_whose_key_another_wrapping_key_holds_stops_the_log(engine: Engine, tmp_path: Path) -> None:
+    ours = sequencer(tmp_path / "log")
+    with transaction(engine) as tx:
+        request = ErasureRequest(id=uuid4(), received_at=NOON, deadline=NOON, subject_key=uuid4())
+        tx.add(request)
+        tx.flush()
+        moves.receive(tx, request)
+    drained(engine, ours)
+    with transaction(engine) as tx:
+        audit.enter(tx, "request.identity_confirmed", at=NOON, request_id=request.id)
+    wrong = replace(ours, pen=replace(ours.pen, wrapping_key=bytes(range(32))))
+    for act in (partial(drained, engine, wrong), partial(wrong.check, engine)):
+        with pytest.raises(LogStopped, match="EXPUNGE_WRAPPING_KEY"):
+            act()
+    drained(engine, ours)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("nonsense.type", {}),
+        ("retention.pruned", {"before": 1, "name": "Ann"}),
+        ("model.registered", {}),
+        ("config.changed", {"log": "x"}),
+        ("request.withdrawn", {}),
+    ],
+)
+def test_what_would_stop_the_log_does_not_get_into_its_outbox(
+    engine: Engine, kind: str, fields: dict[str, object]
+) -> None:
+    with pytest.raises(ExpungeError, match=kind), transaction(engine) as tx:
+        audit.enter(tx, kind, fields, at=NOON)
+
+
+def test_files_that_are_gone_are_named_and_written_again(engine: Engine, tmp_path: Path) -> None:
+    ours, public = sequencer(tmp_path / "log"), tmp_path / "log" / "public"
+    enter_models(engine, 600)
+    drained(engine, ours)
+    before = {path: path.read_bytes() for path in public.rglob("*") if path.is_file()}
+    assert ours.complaints(engine) == ours.mend(engine) == []
+    shutil.rmtree(public / "tile" / "0")
+    (public / "tile" / "entries" / "001").unlink()
+    told = ours.complaints(engine)
+    assert told == ["4 of the log's public files are gone, tile/0/000 the first"]
+    assert ours.mend(engine) == told
+    assert {path: path.read_bytes() for path in public.rglob("*") if path.is_file()} == before
+    assert ours.complaints(engine) == []
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.write_bytes(b""), lambda file: (file.unlink(), file.mkdir())])
+def test_a_checkpoint_of_the_files_that_cannot_be_read_is_named(
+    engine: Engine, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    drained(engine, sequencer(tmp_path / "log"))
+    spoil(tmp_path / "log" / "public" / "checkpoint")
+    with pytest.raises(LogStopped, match=r"public/checkpoint can't be read"):
+        sequencer(tmp_path / "log").complaints(engine)
+
+
+def test_files_are_not_mended_from_a_database_that_was_restored(engine: Engine, tmp_path: Path) -> None:
+    ours = sequencer(tmp_path / "log")
+    drained(engine, ours)
+    with pytest.raises(LogStopped, match="restored"):
+        replace(ours, mirror=Ahead(tmp_path / "log" / "public")).mend(engine)
+
+
+class Ahead(Mirror):
+    """Files that hold more than PostgreSQL."""
+
+    def size(self) -> int:
+        return 10**6

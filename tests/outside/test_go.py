@@ -16,6 +16,8 @@ from expunge_verify.source import Directory
 
 from tests.outside.logs import ROOT, SIGNER, random_entries, tile_in, written
 
+pytestmark = pytest.mark.slow  # other people's programs are started
+
 MODULES = Path(os.environ.get("EXPUNGE_GOPATH") or "/usr/share/gocode")
 VKEY = str(SIGNER.vkey)
 SIZES = (1, 2, 3, 7, 255, 256, 257, 511, 513, 1000, 4097, 65_535, 65_537, 70_000)
@@ -88,7 +90,6 @@ def test_both_refuse_random_changes_of_a_log_of_two_levels(go, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_go_reads_a_log_of_a_hundred_thousand_entries_and_proves_the_same(go, tmp_path):
     entries = random_entries(100_000, most_bytes=300)
     assert _checked(go, written(tmp_path, entries))[0].startswith("good 100000 ")

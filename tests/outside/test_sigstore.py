@@ -18,6 +18,8 @@ from expunge_verify.notes import Signer
 
 from tests.outside.logs import ORIGIN, ROOT, SIGNER, checkpoint_over, random_entries
 
+pytestmark = pytest.mark.slow  # other people's programs are started
+
 HERE = ROOT / "tests" / "outside"
 SIZES = (1, 2, 3, 5, 8, 255, 256, 257, 700)
 SEED = bytes(range(32))

@@ -66,10 +66,14 @@ def check_certificate(envelope: bytes, key: bytes, *, proof: bytes | None, polic
     certificate = open_certificate(envelope, key)
     if proof is None:
         return Checked(certificate, certificate.facts, (NO_PROOF,))
-    return Checked(certificate, (*certificate.facts, *check_logged(certificate, proof, policy)), ())
+    return Checked(certificate, (*certificate.facts, *check_logged(certificate, proof, policy)), (ISSUERS_WORD,))
 
 
 NO_PROOF: Final = "that the log holds this certificate, and when it was issued: no proof was given"
+ISSUERS_WORD: Final = (
+    "what the certificate says of models, methods, tests and days: its entry binds its digest and the request's ref, "
+    "the rest is the issuer's word until `requests` has checked the whole log"
+)
 
 
 def open_certificate(envelope: bytes, key: bytes) -> Certificate:

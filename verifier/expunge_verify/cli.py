@@ -24,7 +24,7 @@ from expunge_verify import log as logs
 from expunge_verify import policy as policies
 from expunge_verify import requests as stories
 from expunge_verify.errors import Bad, Unchecked, shown
-from expunge_verify.source import open_source
+from expunge_verify.source import Budgeted, open_source
 
 GOOD, BAD, UNCHECKED = 0, 1, 2
 _MARKS: Final = {GOOD: "ok", BAD: "bad", UNCHECKED: "??"}
@@ -35,10 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one check and return its exit status."""
     asked = _parser().parse_args(argv)
     told = _Teller(as_json=asked.json)
+    if sys.stdout is None:  # closed by whoever started it, so nobody can be told anything
+        return UNCHECKED
     try:
         _run(asked, told)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader had enough; Python would complain about it once more at its end
+    except OSError:  # the reader had enough, or the disk is full; Python would complain about it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNCHECKED
     return told.status
@@ -88,7 +90,7 @@ def _run(asked: argparse.Namespace, told: _Teller) -> None:
         told.bad(str(error))
     except Unchecked as error:
         told.unchecked(str(error))
-    except BrokenPipeError:
+    except OSError:  # files and servers that cannot be read are Unchecked: this is about what is printed
         raise
     except Exception as error:  # noqa: BLE001 # a traceback ends with status 1, which would say that the evidence is bad
         told.unchecked(f"the check itself failed ({type(error).__name__}); please report this")
@@ -126,6 +128,7 @@ def _certificate(asked: argparse.Namespace, told: _Teller) -> None:
     _tell(told, found.facts)
     if asked.proof:
         _tell(told, certificates.check_logged(found, _read(asked.proof, proof.MOST_BYTES), _policy(asked)))
+        told.open_point(f"not checked: {certificates.ISSUERS_WORD}")
     elif asked.signature_only:
         told.open_point(f"not checked: {certificates.NO_PROOF}")
     else:
@@ -137,10 +140,11 @@ def _receipt(asked: argparse.Namespace, told: _Teller) -> None:
 
 
 def _requests(asked: argparse.Namespace, told: _Teller) -> None:
-    found = _whole_log(asked, raw=True)  # raw: the leaves are decoded once, by the next but one line
+    reading = stories.Reading()
+    found = _whole_log(asked, each=reading.read)
     _tell(told, found.facts)
     told.good(_described(found.checkpoint))
-    read = stories.replay(found.leaves(), asked.today or datetime.now(UTC).date())
+    read = reading.judged(asked.today or datetime.now(UTC).date())
     _tell(told, read.facts)
     for violation in read.violations:
         told.bad(str(violation))
@@ -155,9 +159,10 @@ def _described(checkpoint: notes.Checkpoint) -> str:
     return f"log {shown(checkpoint.origin)} has {checkpoint.size} entries, root {checkpoint.root.hex()}"
 
 
-def _whole_log(asked: argparse.Namespace, *, raw: bool) -> logs.Facts:
+def _whole_log(asked: argparse.Namespace, *, raw: bool = False, each: logs.Each | None = None) -> logs.Facts:
     with _Progress() as progress:
-        return logs.check_log(open_source(asked.where), _policy(asked), raw=raw, progress=progress)
+        source = Budgeted(open_source(asked.where))
+        return logs.check_log(source, _policy(asked), raw=raw, keep=False, each=each, progress=progress)
 
 
 def _consistency_proof(asked: argparse.Namespace, old: notes.Checkpoint, new: notes.Checkpoint) -> list[bytes]:
@@ -165,7 +170,7 @@ def _consistency_proof(asked: argparse.Namespace, old: notes.Checkpoint, new: no
         return []
     if asked.log is None:
         raise Unchecked(f"--log is needed to connect {old.size} entries with {new.size}")
-    read = tiles.hashes(logs.tile_reader(open_source(asked.log)), new.size)
+    read = tiles.hashes(logs.tile_reader(Budgeted(open_source(asked.log))), new.size)
     return merkle.consistency_proof(read, old.size, new.size)
 
 

@@ -24,6 +24,7 @@ from expunge_verify.notes import unbase64
 IN_TOTO: Final = "application/vnd.in-toto+json"
 MOST_BYTES: Final = 1 << 20
 MOST_DEPTH: Final = 32
+MOST_PARTS: Final = 1 << 18  # 64 MiB once read; 16 MiB of "[]," would become a gigabyte
 MOST_SIGNATURES: Final = 16
 
 
@@ -70,11 +71,14 @@ def strict_json(raw: bytes, max_bytes: int) -> Any:  # Any: JSON
     """What JSON says, refused wherever two readers could read it in two ways.
 
     Raises:
-        Bad: Too long, not UTF-8, not JSON, a key twice, NaN or an infinity, half a surrogate pair, or nested deeper
-            than 32.
+        Bad: Too long, of too many parts, not UTF-8, not JSON, a key twice, NaN or an infinity, half a surrogate pair,
+            or nested deeper than 32.
     """
     if len(raw) > max_bytes:
         raise Bad(f"the JSON has {len(raw)} bytes; at most {max_bytes} are read")
+    # Counted before it is read, and in texts, too: no more values than these begin.
+    if sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) > MOST_PARTS:
+        raise Bad(f"the JSON has more than {MOST_PARTS} parts")
     try:
         read = json.loads(
             raw.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite_float

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from expunge_verify.errors import Bad, Unchecked, shown
-from expunge_verify.merkle import HASH_BYTES, LARGEST
+from expunge_verify.merkle import EMPTY_ROOT, HASH_BYTES, LARGEST
 
 ED25519: Final = 0x01
 COSIGNATURE: Final = 0x04
@@ -219,6 +219,8 @@ class Checkpoint:
                 raise Bad("the checkpoint is not made of origin, size and root, a line each")
         if len(checkpoint.root) != HASH_BYTES:
             raise Bad(f"the root of the checkpoint has {len(checkpoint.root)} bytes, not {HASH_BYTES}")
+        if checkpoint.size == 0 and checkpoint.root != EMPTY_ROOT:
+            raise Bad("the checkpoint is of no entries, and its root is not that of the empty tree")
         return checkpoint
 
 

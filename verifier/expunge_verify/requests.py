@@ -46,8 +46,7 @@ RULES: Final = {
     "done-unpromoted": "a changed model was promoted before it counts as done",
     "done-unknown": "a model that has already forgotten was registered, promoted or rolled back to before",
     "level-fits": "a method that changes weights claims A0, A1 or A2, every other one claims none",
-    "change-none": "a change leads from weights to other weights",
-    "change-unknown": "what is verified or promoted begins from weights that were registered, promoted or rolled back to",
+    "change-unknown": "what is verified or promoted begins from weights that were live before",
     "no-data-unsaid": "an outcome of no_data has erasure.started and an erasure.done that says so",
     "no-data-only": "where the outcome is no_data, every erasure.done says so",
     "erased-though-ended": "a withdrawn or refused request has no erasure.done",
@@ -108,10 +107,25 @@ def replay(leaves: Iterable[tuple[int, Leaf]], today: date | None) -> Replay:
         leaves: Pairs of index and decoded leaf, in the order of the log, from its first entry on.
         today: The day by which open requests are judged; None leaves them unjudged.
     """
-    log = Reading()
+    reading = Reading()
     for index, leaf in leaves:
-        log.read(index, leaf)
-    return log.judged(today)
+        reading.read(index, leaf)
+    return reading.judged(today)
+
+
+class Reading:
+    """Follows the requests of a log whose leaves come one by one, from the first entry on."""
+
+    def __init__(self) -> None:
+        self._log = _Log()
+
+    def read(self, index: int, leaf: Leaf) -> None:
+        """Take the next leaf."""
+        self._log.read(index, leaf)
+
+    def judged(self, today: date | None) -> Replay:
+        """What the leaves so far tell; ``today`` as for ``replay``."""
+        return self._log.judged(today)
 
 
 @dataclass(slots=True)
@@ -133,8 +147,8 @@ class _Request:
     ended: set[str] = field(default_factory=set)
 
 
-class Reading:
-    """The reading of one log, leaf by leaf from the first on, each judged by what stands before it."""
+class _Log:
+    """The reading of one log, leaf by leaf, each judged by what stands before it."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -152,7 +166,6 @@ class Reading:
         self._once: dict[str, dict[str, int]] = {"nonce": {}, "commit": {}, "cert": {}}
 
     def read(self, index: int, leaf: Leaf) -> None:
-        """Take the next leaf."""
         self._size += 1
         if (leaf["type"] == "log.opened") is not (index == 0):
             self._broken(index, "opened-first", f"this is {leaf['type']}")
@@ -163,7 +176,6 @@ class Reading:
             _OF_THE_LOG[leaf["type"]](self, index, leaf)
 
     def judged(self, today: date | None) -> Replay:
-        """What the leaves so far tell; ``today`` as for ``replay``."""
         waiting = tuple(Open(ref, r.due, r.due_index) for ref, r in self._requests.items() if r.due and not r.outcome)
         late = [request for request in waiting if today and request.due < today.isoformat()]
         for request in late:
@@ -261,8 +273,6 @@ class Reading:
     def _read_change(self, request: _Request, index: int, leaf: Leaf) -> None:
         """What every changed model owes: a computation, a test that was passed since the request began, a promotion."""
         before, after, level = leaf["model"].get("from", ""), leaf["model"]["to"], leaf["level"]
-        if before == after:
-            self._broken(index, "change-none", f"{after} is both")
         if (before, after, leaf["method"]) not in self._computed:
             self._broken(index, "done-uncomputed", f"no unlearn.done before tells of {leaf['method']} to {after}")
         if not self._tested((before, after), level, since=request.first_started or 0):
@@ -365,64 +375,61 @@ class Reading:
         self._undone.add(leaf["model"]["from"])
         self._live(leaf["model"]["to"])
 
-    def computed(self, index: int, leaf: Leaf) -> None:
-        before, after = self._change(index, leaf)
-        self._computed.add((before, after, leaf["method"]))
+    def computed(self, _index: int, leaf: Leaf) -> None:
+        self._computed.add((*_change(leaf), leaf["method"]))
 
     def verified(self, index: int, leaf: Leaf) -> None:
         self._need_known(index, leaf)
-        self._verified.setdefault(self._change(index, leaf), {})[leaf["level"]] = index
+        self._verified.setdefault(_change(leaf), {})[leaf["level"]] = index
 
     def failed(self, _index: int, leaf: Leaf) -> None:
-        self._verified.pop((leaf["model"]["from"], leaf["model"]["to"]), None)
+        self._verified.pop(_change(leaf), None)
 
     def promoted(self, index: int, leaf: Leaf) -> None:
         self._need_known(index, leaf)
-        change = self._change(index, leaf)
-        if change not in self._verified:
-            self._broken(index, "promoted-unverified", f"no leaf before verified the change to {change[1]}")
-        self._promoted.add(change[1])
-        self._live(change[1])
+        after = leaf["model"]["to"]
+        if _change(leaf) not in self._verified:
+            self._broken(index, "promoted-unverified", f"no leaf before verified the change to {after}")
+        self._promoted.add(after)
+        self._live(after)
 
     def _live(self, weights: str) -> None:
         self._known.add(weights)
         self._undone.discard(weights)
-
-    def _change(self, index: int, leaf: Leaf) -> tuple[str, str]:
-        before, after = leaf["model"]["from"], leaf["model"]["to"]
-        if before == after:
-            self._broken(index, "change-none", f"{after} is both")
-        return before, after
 
     def _need_known(self, index: int, leaf: Leaf) -> None:
         if leaf["model"]["from"] not in self._known:
             self._broken(index, "change-unknown", f"no leaf before names {leaf['model']['from']}")
 
 
+def _change(leaf: Leaf) -> tuple[str, str]:
+    return leaf["model"]["from"], leaf["model"]["to"]
+
+
 def _days(first: str, second: str) -> int:
     return (date.fromisoformat(second) - date.fromisoformat(first)).days
 
 
-_OF_REQUESTS: Final[dict[str, Callable[[Reading, _Request, int, Leaf], None]]] = {
-    "request.received": Reading.received,
-    "request.extended": Reading.extended,
-    "request.withdrawn": Reading.ended,
-    "request.refused": Reading.ended,
-    "request.reopened": Reading.reopened,
-    "erasure.started": Reading.started,
-    "erasure.done": Reading.done,
-    "key.shredded": Reading.shredded,
-    "key.backup_expired": Reading.backup_expired,
-    "certificate.issued": Reading.issued,
-    "request.closed": Reading.closed,
+_OF_REQUESTS: Final[dict[str, Callable[[_Log, _Request, int, Leaf], None]]] = {
+    "request.received": _Log.received,
+    "request.extended": _Log.extended,
+    "request.withdrawn": _Log.ended,
+    "request.refused": _Log.ended,
+    "request.reopened": _Log.reopened,
+    "erasure.started": _Log.started,
+    "erasure.done": _Log.done,
+    "key.shredded": _Log.shredded,
+    "key.backup_expired": _Log.backup_expired,
+    "certificate.issued": _Log.issued,
+    "request.closed": _Log.closed,
 }
-_OF_THE_LOG: Final[dict[str, Callable[[Reading, int, Leaf], None]]] = {
-    "log.opened": Reading.opened,
-    "log.key_rotated": Reading.keyed,
-    "model.registered": Reading.registered,
-    "model.rolled_back": Reading.rolled_back,
-    "unlearn.done": Reading.computed,
-    "verify.failed": Reading.failed,
-    "verify.passed": Reading.verified,
-    "model.promoted": Reading.promoted,
+_OF_THE_LOG: Final[dict[str, Callable[[_Log, int, Leaf], None]]] = {
+    "log.opened": _Log.opened,
+    "log.key_rotated": _Log.keyed,
+    "model.registered": _Log.registered,
+    "model.rolled_back": _Log.rolled_back,
+    "unlearn.done": _Log.computed,
+    "verify.failed": _Log.failed,
+    "verify.passed": _Log.verified,
+    "model.promoted": _Log.promoted,
 }

@@ -1,7 +1,7 @@
 """Where a log is read from: a directory or an address, by the same names of files.
 
-Either may be hostile: nothing outside of the directory is read, no other host is asked, and nothing longer than the
-caller says is kept.
+Either may be hostile: nothing outside of the directory is read, no other host is asked, nothing longer than the
+caller says is kept, and nothing is waited for longer than half a minute.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Final, Protocol
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -32,7 +33,10 @@ from urllib.request import (
 from expunge_verify.errors import Unchecked, shown
 
 TIMEOUT_SECONDS: Final = 20.0
-MOST_SECONDS: Final = 120.0
+MOST_SECONDS: Final = 30.0
+"""How long one file may take, from the look-up of its host's name to its last byte."""
+MOST_BYTES_IN_ALL: Final = 1 << 32
+MOST_SECONDS_IN_ALL: Final = 3600.0
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9./-]{0,200}")
 _CHUNK_BYTES = 1 << 16
@@ -92,17 +96,29 @@ class Url:
     def get(self, resource_path: str, max_bytes: int) -> bytes:
         """See ``Source``."""
         _need_name(resource_path)
-        # Checked in __post_init__: http or https. gzip is not asked for, but the format lets a log send it unasked.
-        request = Request(f"{self.base.rstrip('/')}/{resource_path}", headers={"Accept-Encoding": "identity"})  # noqa: S310
-        try:
-            with _opener().open(request, timeout=self.timeout_seconds) as answer:
-                content = _content(answer, max_bytes)
-        except HTTPError as error:
-            error.close()
-            raise Unchecked(f"{resource_path} could not be fetched (HTTP {error.code})") from None
-        except (URLError, HTTPException, OSError, ValueError, zlib.error) as error:
-            raise Unchecked(f"{resource_path} could not be fetched ({type(error).__name__})") from None
-        return _need_size(resource_path, content, max_bytes)
+        fetch = _Fetch(f"{self.base.rstrip('/')}/{resource_path}", max_bytes, self.timeout_seconds)
+        fetch.start()
+        fetch.join(MOST_SECONDS)
+        if fetch.content is None:
+            raise Unchecked(f"{resource_path} could not be fetched ({fetch.failure})")
+        return _need_size(resource_path, fetch.content, max_bytes)
+
+
+@dataclass
+class Budgeted:
+    """A log of which only so much is read, and only so long, however large it says it is."""
+
+    source: Source
+    bytes_left: int = MOST_BYTES_IN_ALL
+    until: float = field(default_factory=lambda: time.monotonic() + MOST_SECONDS_IN_ALL)
+
+    def get(self, resource_path: str, max_bytes: int) -> bytes:
+        """See ``Source``."""
+        content = self.source.get(resource_path, max_bytes)
+        self.bytes_left -= len(content)
+        if self.bytes_left < 0 or time.monotonic() > self.until:
+            raise Unchecked(f"the log is larger or slower than what is read of one: given up at {resource_path}")
+        return content
 
 
 def open_source(text: str) -> Source:
@@ -120,6 +136,32 @@ def open_source(text: str) -> Source:
     if not there:
         raise Unchecked(f"there is no directory {shown(text)}")
     return Directory(Path(text))
+
+
+class _Fetch(threading.Thread):
+    """Fetches one file beside the caller, who can leave.
+
+    A server has endless ways to send a little at a time: headers, interim answers, the lengths and trailers of chunks.
+    No timeout of a socket sees those, so nobody waits in the thread that talks to it.
+    """
+
+    def __init__(self, address: str, max_bytes: int, timeout_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._address, self._max_bytes, self._timeout_seconds = address, max_bytes, timeout_seconds
+        self.content: bytes | None = None
+        self.failure = "TimeoutError"
+
+    def run(self) -> None:
+        # Checked by Url: http or https. gzip is not asked for, but the format lets a log send it unasked.
+        request = Request(self._address, headers={"Accept-Encoding": "identity"})  # noqa: S310
+        try:
+            with _opener().open(request, timeout=self._timeout_seconds) as answer:
+                self.content = _content(answer, self._max_bytes)
+        except HTTPError as error:
+            self.failure = f"HTTP {error.code}"
+            error.close()
+        except Exception as error:  # noqa: BLE001 # whatever it is, nothing was fetched; and no traceback is printed
+            self.failure = type(error).__name__
 
 
 class _SameOrigin(HTTPRedirectHandler):
@@ -160,7 +202,7 @@ def _read_file(file: Path, max_bytes: int) -> bytes:
 
 
 def _chunks(answer: HTTPResponse, most: int) -> Iterator[bytes]:
-    """At most ``most`` bytes, within two minutes: a server may also send one byte a second."""
+    """At most ``most`` bytes, while the caller waits: a server may also send one byte a second."""
     end, declared, got = time.monotonic() + MOST_SECONDS, answer.length, 0
     enough = most if declared is None else min(most, declared)
     # read1 returns what there is; read would wait until a server that drips has sent the whole chunk.

@@ -55,11 +55,13 @@ def opening(tell: Teller) -> list[Leaf]:
     ]
 
 
-def changing(tell: Teller, before: str = "m0", after: str = "m1", level: str = "A2") -> list[Leaf]:
+def changing(
+    tell: Teller, before: str = "m0", after: str = "m1", *, level: str = "A2", method: str = "influence-newton/1"
+) -> list[Leaf]:
     """A model is unlearned from, tested and promoted."""
     change = model(before, after)
     return [
-        tell("unlearn.done", model=change, method="influence-newton/1"),
+        tell("unlearn.done", model=change, method=method),
         tell("verify.passed", model=change, level=level),
         tell("model.promoted", model=change),
         tell("model.retired", model=model(before)),
@@ -99,6 +101,7 @@ def no_data(tell: Teller, name: str) -> list[Leaf]:
     who, cert = ref(name), digest(f"certificate {name}")
     return [
         tell("request.received", ref=who, due=DUE),
+        tell("erasure.started", ref=who),
         tell("erasure.done", ref=who, model=model(after="m0"), method="no-data/1", level="none"),
         tell("key.shredded", ref=who),
         tell("certificate.issued", ref=who, cert=cert),
@@ -112,10 +115,10 @@ def reopened(tell: Teller, name: str, before: str = "m1", after: str = "m2") -> 
     return [
         tell("model.rolled_back", model=model(before, "m0")),
         tell("request.reopened", ref=who, due="2027-04-30", day="2027-03-31"),
-        tell("erasure.started", ref=who),
-        *changing(tell, "m0", after, level="A0"),
-        tell("erasure.done", ref=who, model=model("m0", after), method="retrain/1", level="A0"),
-        tell("certificate.issued", ref=who, cert=cert),
+        tell("erasure.started", ref=who, day="2027-03-31"),
+        *changing(tell, "m0", after, level="A0", method="retrain/1"),
+        tell("erasure.done", ref=who, model=model("m0", after), method="retrain/1", level="A0", day="2027-04-30"),
+        tell("certificate.issued", ref=who, cert=cert, day="2027-04-30"),
         tell("request.closed", ref=who, outcome="completed", in_time=True, cert=cert, day="2027-04-30"),
     ]
 

@@ -8,7 +8,14 @@ from hashlib import sha256
 import pytest
 from expunge_verify import notes
 from expunge_verify import proof as proofs
-from expunge_verify.certificate import NO_PROOF, Checked, check_certificate, check_logged, open_certificate
+from expunge_verify.certificate import (
+    ISSUERS_WORD,
+    NO_PROOF,
+    Checked,
+    check_certificate,
+    check_logged,
+    open_certificate,
+)
 from expunge_verify.errors import Bad, Unchecked, VerifyError
 from expunge_verify.policy import Policy
 
@@ -41,7 +48,7 @@ def check(issued: Issued = GOOD, *, envelope: bytes | None = None, proof: bytes 
 
 def test_a_certificate_in_the_log_is_good():
     checked = check()
-    assert checked.unchecked == ()
+    assert checked.unchecked == (ISSUERS_WORD,)
     assert checked.facts[-1] == f"entry {GOOD.index} issued this certificate for request {ref('a')} on 2027-01-31"
     assert any(fact.startswith("signed by log") for fact in checked.facts)
     assert f"it is about model 'wages', weights {digest('m1')}" in checked.facts
@@ -159,7 +166,7 @@ def test_a_quorum_of_witnesses_is_asked_for():
         check_certificate(GOOD.envelope, KEY, proof=GOOD.proof, policy=policy)
     text = notes.parse(proofs.parse(GOOD.proof).checkpoint).text
     cosigned = GOOD.proof + notes.cosign(ANOTHER, "w", text, 1_800_000_000).encode()
-    assert check_certificate(GOOD.envelope, KEY, proof=cosigned, policy=policy).unchecked == ()
+    assert check_certificate(GOOD.envelope, KEY, proof=cosigned, policy=policy).unchecked == (ISSUERS_WORD,)
 
 
 STATEMENTS = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import time
+import tracemalloc
 from hashlib import sha256
 
 import pytest
+from expunge_verify import leaf as leaves
 from expunge_verify import log, merkle, notes, tiles
 from expunge_verify.errors import Bad, Unchecked
 from expunge_verify.policy import Policy
@@ -57,6 +59,58 @@ def test_a_whole_log_is_checked(tmp_path, count):
     )
     assert found.entries == tuple(entries)
     assert f"{count} entries hash to the signed root" in found.facts
+
+
+def test_entries_that_nobody_wants_are_not_kept(tmp_path):
+    entries = random_entries(300)
+    found = log.check_log(Directory(written(tmp_path, entries)), KEYS, raw=True, keep=False)
+    assert (found.entries, found.checkpoint.size) == ((), 300)
+
+
+def test_every_leaf_is_told_as_it_is_read(tmp_path):
+    told = []
+    source = Directory(written(tmp_path, [_leaf(at) for at in range(300)]))
+    log.check_log(source, KEYS, keep=False, each=lambda *leaf: told.append(leaf))
+    assert [(at, leaf["type"]) for at, leaf in told] == [(at, "config.changed") for at in range(300)]
+
+
+class Largest:
+    """A log of full bundles of the longest entries, 16 MiB each, made as they are asked for."""
+
+    def __init__(self, bundles):
+        self.bundle = tiles.encode_bundle([bytes(tiles.MOST_ENTRY_BYTES)] * tiles.TILE_WIDTH)
+        row = merkle.leaf_hash(bytes(tiles.MOST_ENTRY_BYTES)) * tiles.TILE_WIDTH
+        above = tiles.roots([row]) * bundles
+        tops = tiles.hashes(lambda tile: {0: row, 1: above}[tile.level], bundles * tiles.TILE_WIDTH)
+        text = notes.Checkpoint(ORIGIN, bundles * 256, merkle.root(tops, bundles * 256)).text
+        self.small = {"checkpoint": notes.sealed(text, [SIGNER.sign(text)]), f"tile/1/000.p/{bundles}": above}
+        self.row, self.asked = row, []
+
+    def get(self, resource_path, max_bytes):
+        self.asked.append(max_bytes)
+        if resource_path in self.small:
+            return self.small[resource_path]
+        content = self.bundle if "entries" in resource_path else self.row
+        if len(content) > max_bytes:
+            raise Unchecked(f"{resource_path} is too long")
+        return content
+
+
+def test_bundles_of_the_largest_size_take_the_memory_of_a_few():
+    source = Largest(12)  # 192 MiB
+    tracemalloc.start()
+    assert "3072 entries hash to the signed root" in log.check_log(source, KEYS, raw=True, keep=False).facts
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def test_entries_too_long_for_leaves_are_not_even_read():
+    source = Largest(12)
+    with pytest.raises(Unchecked, match="too long"):
+        log.check_log(source, KEYS)
+    assert max(source.asked) < 1 << 20
+    assert log.LEAF_BYTES == leaves.MOST_BYTES
 
 
 def test_an_empty_log_is_a_checkpoint_and_nothing_else(tmp_path):

@@ -7,6 +7,7 @@ import re
 import pytest
 from expunge_verify import notes
 from expunge_verify.errors import Bad, Unchecked, VerifyError
+from expunge_verify.merkle import EMPTY_ROOT
 from expunge_verify.notes import COSIGNATURE, ML_DSA, Checkpoint, Note, Signature, Signer, Vkey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,6 +238,7 @@ def test_any_changed_bit_of_a_signed_checkpoint_is_refused(at):
 
 @given(NAMES.filter(lambda name: "\n" not in name), st.integers(0, (1 << 63) - 1), SEEDS)
 def test_every_checkpoint_is_read_as_it_was_written(origin, size, root):
+    root = root if size else EMPTY_ROOT
     checkpoint = Checkpoint(origin, size, root)
     assert Checkpoint.parse(checkpoint.text) == checkpoint
 
@@ -367,3 +369,9 @@ def _witness():
 def _cosigned(time):
     line = notes.cosign(OTHER_SEED, "witness.example", CHECKPOINT.text, time)
     return notes.parse(notes.sealed(CHECKPOINT.text, [line]))
+
+
+def test_an_empty_log_has_the_root_of_the_empty_tree():
+    assert Checkpoint.parse(Checkpoint(LOG.name, 0, EMPTY_ROOT).text).size == 0
+    with pytest.raises(Bad, match="empty tree"):
+        Checkpoint.parse(Checkpoint(LOG.name, 0, ROOT).text)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
+from itertools import accumulate
 from typing import Any
 
 import pytest
-from expunge_verify.leaf import LEVELS, decode, encode
+from expunge_verify.leaf import LEVELS, SCHEMA_DIGEST, BadLeaf, decode, encode
 from expunge_verify.requests import RULES, Replay, replay
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.verifier.building import (
     DUE,
+    VKEY,
     Leaf,
     Teller,
     changing,
@@ -95,6 +97,16 @@ def all_of(*changes: Change) -> Change:
     return change
 
 
+def late(change: Change) -> Change:
+    """What a change dates later, moves everything after it."""
+
+    def caught_up(story: Story) -> Story:
+        days = accumulate((leaf["day"] for leaf in change(story)), max)
+        return [{**leaf, "day": day} for leaf, day in zip(change(story), days, strict=True)]
+
+    return caught_up
+
+
 def done(**fields: Any) -> Change:
     return changed("erasure.done", **fields)
 
@@ -127,22 +139,43 @@ A, CERT = ref("a"), digest("certificate a")
 EXTENDED = {"ref": A, "due": "2027-04-30"}
 NO_DATA = {"model": model(after="m0"), "method": "no-data/1", "level": "none"}
 UNCERTIFIED = all_of(without("certificate.issued"), changed("request.closed", cert=None))
-VERIFIED_FROM_ELSEWHERE = all_of(changed("verify.passed", model=model("m9", "m1")), done(model=model("m9", "m1")))
+ELSEWHERE = model("m9", "m1")
+FROM_ELSEWHERE = all_of(
+    added("model.registered", "request.received", model=model(after="m9")),
+    changed("unlearn.done", model=ELSEWHERE),
+    done(model=ELSEWHERE),
+)
+VERIFIED_FROM_ELSEWHERE = all_of(FROM_ELSEWHERE, changed("verify.passed", model=ELSEWHERE))
+CLOSED_AGAIN_WITHOUT_DATA = all_of(
+    lambda story: drop(story, *(place(story, *last) for last in AGAIN)),
+    changed("request.closed", 1, outcome="no_data", cert=None),
+)
+AGAIN = (("erasure.started", 1), ("erasure.done", 2), ("certificate.issued", 1))
+UNNAMED = changed("request.closed", cert=None)
+SAME_CERTIFICATE = all_of(changed("certificate.issued", 1, cert=CERT), changed("request.closed", 1, cert=CERT))
 UNCLOSED = without("request.closed", "key.backup_expired", "recipients.notified")
 
 KEPT: list[tuple[str, Change]] = [
-    ("erased", added("request.extended", "erasure.started", **EXTENDED, day=DUE)),
-    ("erased", changed("request.closed", day="2027-03-01", in_time=False)),
+    ("erased", late(added("request.extended", "erasure.started", **EXTENDED, day=DUE))),
+    ("erased", late(changed("request.closed", day="2027-03-01", in_time=False))),
     ("erased", changed("verify.passed", level="A0")),
     ("erased", changed("verify.passed", level="A1")),
-    ("erased", all_of(changed("verify.passed", level="none"), done(level="none"))),
+    ("erased", all_of(changed("verify.passed", level="A1"), done(level="A1"))),
+    ("erased", added("verify.passed", "request.received", model=model("m0", "m1"), level="A2")),
     ("erased", changed("request.closed", outcome="partial")),
     ("erased", moved("key.shredded", before="unlearn.done")),
     ("erased", moved("key.shredded", before="erasure.done")),
-    ("erased", without("key.backup_expired", "recipients.notified", "unlearn.done", "request.identity_confirmed")),
-    ("erased", without("model.retired", "model.registered", "log.opened")),
+    ("erased", without("key.backup_expired", "recipients.notified", "request.identity_confirmed", "model.retired")),
+    ("erased", added("log.key_rotated", "request.received", vkey=VKEY)),
+    ("erased", added("model.rolled_back", "erasure.done", model=model("m1", "m1"))),
+    ("erased", added("model.rolled_back", None, model=model("m1", "m0"))),
+    ("erased", added("model.rolled_back", "unlearn.done", model=model("m1", "m0"))),
+    ("erased", changed("request.received", due="2027-03-04")),
+    ("erased", changed("request.closed", day="2027-01-30")),
+    ("erased", added("request.extended", "erasure.started", ref=A, due="2027-05-05")),
+    ("erased twice", changed("request.reopened", due="2027-05-02")),
+    ("erased twice", moved("model.rolled_back", before="key.backup_expired")),
     ("erased", added("verify.failed", "verify.passed", model=model("m0", "m1"))),
-    ("no data", without("erasure.done")),
     ("no data", UNCERTIFIED),
     ("withdrawn", added("erasure.started", "request.withdrawn", ref=A)),
     ("shared", done(model=model(after="m0"))),
@@ -150,36 +183,68 @@ KEPT: list[tuple[str, Change]] = [
 ]
 
 BROKEN: list[tuple[str, str, Change]] = [
+    ("opened-first", "erased", without("log.opened")),
+    ("opened-first", "erased", moved("log.opened", before="request.received")),
+    ("opened-first", "erased", added("log.opened", "request.received", vkey=VKEY, schema=SCHEMA_DIGEST)),
+    ("schema-other", "erased", changed("log.opened", schema=digest("another schema"))),
+    ("key-other", "erased", changed("log.opened", vkey=VKEY.replace("acme", "other"))),
+    ("key-other", "erased", added("log.key_rotated", None, vkey=VKEY.replace("acme", "other"))),
     ("received-first", "erased", moved("request.identity_confirmed", before="request.received")),
     ("received-once", "erased", added("request.received", "erasure.started", ref=A, due=DUE)),
-    ("extended-late", "erased", added("request.extended", "erasure.started", **EXTENDED, day="2027-03-01")),
+    ("extended-late", "erased", late(added("request.extended", "erasure.started", **EXTENDED, day="2027-03-01"))),
+    ("due-far", "erased", changed("request.received", due="2027-03-05")),
+    ("due-far", "erased", changed("request.received", due="9999-12-31")),
+    ("due-far", "erased", added("request.extended", "erasure.started", ref=A, due="2027-05-06")),
+    ("due-far", "erased twice", changed("request.reopened", due="2027-05-03")),
+    ("days-back", "erased", changed("request.closed", day="2027-01-29")),
+    ("days-back", "erased", changed("key.backup_expired", day="2027-01-29")),
+    ("days-back", "erased twice", changed("erasure.started", 1, day="2027-03-29")),
     ("reopened-open", "erased", added("request.reopened", "erasure.started", ref=A, due=DUE)),
     ("after-closed", "erased", added("erasure.started", None, ref=A)),
     ("after-closed", "erased", added("request.identity_confirmed", None, ref=A)),
-    ("after-closed", "erased", added("certificate.issued", None, ref=A, cert=CERT)),
+    ("after-closed", "erased", added("certificate.issued", None, ref=A, cert=digest("another"))),
     ("after-closed", "erased", moved("erasure.done", before="recipients.notified", number=1)),
     ("closed-once", "withdrawn", added("request.closed", None, ref=A, outcome="withdrawn", in_time=True)),
     ("started-first", "erased", moved("erasure.done", before="erasure.started", number=1)),
+    ("started-first", "no data", moved("erasure.done", before="erasure.started")),
     ("started-first", "erased twice", lambda story: drop(story, place(story, "erasure.started", 1))),
     ("done-missing", "erased", without("erasure.done")),
     ("done-missing", "erased", lambda story: drop(story, place(story, "erasure.done"))),
     ("done-missing", "erased", all_of(without("erasure.done"), changed("request.closed", outcome="partial"))),
     ("done-missing", "erased twice", lambda story: drop(story, place(story, "erasure.done", 2))),
     ("done-unverified", "erased", done(level="A1")),
-    ("done-unverified", "erased", all_of(changed("verify.passed", level="none"))),
-    ("done-unverified", "erased", done(model=model("other", "m1"))),
-    ("done-unverified", "erased", done(model=model(after="m1"))),
+    ("done-unverified", "erased", FROM_ELSEWHERE),
+    ("done-unverified", "erased", moved("erasure.started", before="model.promoted")),
+    ("done-unverified", "erased", added("verify.failed", "erasure.done", model=model("m0", "m1"))),
+    ("done-uncomputed", "erased", without("unlearn.done")),
+    ("done-uncomputed", "erased", changed("unlearn.done", method="influence-projection/1")),
+    ("done-uncomputed", "erased", moved("unlearn.done", before="key.shredded")),
+    ("done-uncomputed", "erased", done(method="retrain/1")),
+    ("done-rolled-back", "erased", added("model.rolled_back", "erasure.done", model=model("m1", "m0"))),
+    ("done-rolled-back", "shared", added("model.rolled_back", "request.received", model=model("m1", "m0"))),
+    ("done-rolled-back", "no data", added("model.rolled_back", "erasure.done", model=model("m0", "m1"))),
+    ("level-fits", "erased", done(level="none")),
+    ("level-fits", "erased", changed("erasure.done", 1, level="A2")),
+    ("level-fits", "shared", done(level="A0")),
+    ("change-unknown", "erased", without("model.registered")),
     ("done-unpromoted", "erased", without("model.promoted")),
     ("done-unknown", "shared", done(model=model(after="m9"))),
     ("done-unknown", "shared", without("model.promoted")),
     ("no-data-only", "no data", done(method="already-forgotten/1")),
+    ("no-data-unsaid", "no data", without("erasure.done")),
+    ("no-data-unsaid", "no data", without("erasure.started", "erasure.done")),
+    ("no-data-unsaid", "erased twice", CLOSED_AGAIN_WITHOUT_DATA),
+    ("ended-otherwise", "erased", added("request.refused", "erasure.started", ref=A)),
+    ("ended-otherwise", "refused", added("request.withdrawn", "request.refused", ref=A)),
+    ("ended-otherwise", "no data", added("request.withdrawn", "request.closed", ref=A)),
+    ("certified-though-ended", "withdrawn", added("certificate.issued", "request.closed", ref=A, cert=CERT)),
+    ("certified-though-ended", "refused", changed("request.closed", cert=CERT)),
     ("erased-though-ended", "withdrawn", added("erasure.done", "key.shredded", ref=A, **NO_DATA)),
     ("ended-unsaid", "withdrawn", without("request.withdrawn")),
-    ("ended-unsaid", "refused", changed("request.closed", outcome="withdrawn")),
     ("shredded-missing", "withdrawn", without("key.shredded")),
     ("shredded-missing", "no data", all_of(without("key.shredded"), UNCERTIFIED)),
     ("shredded-once", "erased", added("key.shredded", "certificate.issued", ref=A)),
-    ("shredded-once", "erased twice", added_second),
+    ("shredded-once", "erased twice", late(added_second)),
     ("shredded-early", "erased", moved("key.shredded", before="erasure.started")),
     ("backup-early", "withdrawn", added("key.backup_expired", "key.shredded", ref=A)),
     ("certificate-missing", "erased", without("certificate.issued")),
@@ -188,14 +253,16 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("certificate-early", "erased", moved("certificate.issued", before="key.shredded")),
     ("certificate-early", "erased", moved("erasure.done", before="request.closed", number=1)),
     ("certificate-stray", "erased", added("certificate.issued", "certificate.issued", ref=A, cert=digest("another"))),
-    ("certificate-stray", "withdrawn", added("certificate.issued", "request.closed", ref=A, cert=CERT)),
-    ("in-time", "erased", changed("request.closed", day="2027-03-01")),
+    ("certificate-stray", "no data", UNNAMED),
+    ("in-time", "erased", late(changed("request.closed", day="2027-03-01"))),
     ("in-time", "erased", changed("request.closed", in_time=False)),
     ("in-time", "erased twice", changed("request.reopened", due="2027-04-29")),
     ("overdue", "erased", all_of(changed("request.received", due="2027-02-27"), UNCLOSED)),
     ("promoted-unverified", "erased", VERIFIED_FROM_ELSEWHERE),
     ("promoted-unverified", "shared", without("verify.passed")),
+    ("promoted-unverified", "shared", added("verify.failed", "model.promoted", model=model("m0", "m1"))),
     ("nonce-once", "erased", lambda story: changed("key.shredded", nonce=story[0]["nonce"])(story)),
+    ("cert-once", "erased twice", SAME_CERTIFICATE),
     ("commit-once", "erased", lambda story: changed("erasure.started", commit=story[1]["commit"])(story)),
 ]  # fmt: skip
 
@@ -210,12 +277,14 @@ def test_all_good_stories_together_break_no_rule():
     read = told(good_log())
     assert read.violations == read.open == ()
     assert read.facts == (
-        "46 leaves tell of 5 requests",
+        "47 leaves tell of 5 requests",
         "closed as completed: 3",
         "closed as no_data: 1",
         "closed as refused: 1",
         "closed as withdrawn: 1",
         "closed after the due day: 0",
+        "erasures that rest on earlier ones (already-forgotten/1): 1",
+        "rollbacks: 1; the log alone cannot tell which deletions they undid",
         "open, not yet due on 2027-02-28: 0",
     )
 
@@ -256,13 +325,11 @@ def test_an_open_request_is_overdue_the_day_after_it_was_due(today, rules):
 
 
 def test_an_extension_moves_the_day_by_which_a_request_is_overdue():
-    story = [
-        Teller()("request.received", ref=A, due=DUE),
-        Teller()("request.extended", **EXTENDED, nonce="0" * 32, commit="0" * 64),
-    ]
+    tell = Teller()
+    story = [*opening(tell), tell("request.received", ref=A, due=DUE), tell("request.extended", **EXTENDED)]
     assert broken(story, date(2027, 4, 30)) == []
     assert broken(story, date(2027, 5, 1)) == ["overdue"]
-    assert told(story, date(2027, 5, 1)).violations[0].index == 1
+    assert told(story, date(2027, 5, 1)).violations[0].index == 3
 
 
 def test_shredding_again_in_order_does_not_mend_shredding_too_early():
@@ -272,8 +339,8 @@ def test_shredding_again_in_order_does_not_mend_shredding_too_early():
 
 def test_a_second_receipt_does_not_move_the_due_day():
     again = added("request.received", "erasure.started", ref=A, due="2027-04-30")
-    late = changed("request.closed", day="2027-03-01")
-    assert broken(all_of(again, late)(a_story("erased"))) == ["in-time", "received-once"]
+    closed_late = late(changed("request.closed", day="2027-03-01"))
+    assert broken(all_of(again, closed_late)(a_story("erased"))) == ["in-time", "received-once"]
 
 
 def test_a_late_closing_that_says_so_is_a_fact():
@@ -282,23 +349,75 @@ def test_a_late_closing_that_says_so_is_a_fact():
 
 
 def test_levels_are_compared_by_strength_and_not_by_name():
-    for verified in LEVELS:
-        for claimed in LEVELS:
+    for verified in LEVELS[:-1]:
+        for claimed in LEVELS[:-1]:
             story = all_of(changed("verify.passed", level=verified), done(level=claimed))(a_story("erased"))
             stronger_claim = LEVELS.index(claimed) < LEVELS.index(verified)
             assert broken(story) == (["done-unverified"] if stronger_claim else [])
 
 
 def test_a_second_weaker_test_takes_nothing_from_the_first():
-    story = added("verify.passed", "model.promoted", model=model("m0", "m1"), level="none")(a_story("erased"))
+    story = added("verify.passed", "model.promoted", model=model("m0", "m1"), level="A1")(a_story("erased"))
     assert broken(story) == []
+
+
+def test_a_stronger_test_before_the_request_does_not_lift_a_weaker_one_after_it():
+    earlier = added("verify.passed", "request.received", model=model("m0", "m1"), level="A0")
+    story = all_of(earlier, done(level="A0"))(a_story("erased"))
+    assert broken(story) == ["done-unverified"]
+
+
+def test_a_test_that_is_passed_after_a_failed_one_counts():
+    again = [added("verify.passed", "model.promoted", model=model("m0", "m1"), level="A2"), moved_failure]
+    assert broken(all_of(*again)(a_story("erased"))) == []
+
+
+def moved_failure(story: Story) -> Story:
+    """A failed test between the two passed ones."""
+    at = place(story, "verify.passed", 1)
+    return [*story[:at], Teller()("verify.failed", model=model("m0", "m1"), **FRESH), *story[at:]]
+
+
+FRESH = {"nonce": "0" * 32, "commit": "0" * 64}
+
+
+def of_two(tell: Teller) -> tuple[Story, Story]:
+    """The leaves of a first request with its change, and those of a second one that came with no change."""
+    return completed(tell, "a"), [leaf for leaf in completed(tell, "b") if "ref" in leaf]
 
 
 def test_one_change_can_serve_many_requests():
     tell = Teller()
-    first, second = completed(tell, "a"), completed(tell, "b")
-    shared_change = [leaf for leaf in second if "ref" in leaf]
-    assert broken([*opening(tell), *first, *shared_change]) == []
+    first, second = of_two(tell)
+    both_started = [*first[:3], *second[:3], *first[3:], *second[3:]]
+    assert broken([*opening(tell), *both_started]) == []
+
+
+def test_no_change_serves_a_request_that_came_after_its_test():
+    tell = Teller()
+    first, second = of_two(tell)
+    assert broken([*opening(tell), *first, *second]) == ["done-unverified"]
+
+
+@pytest.mark.parametrize("kind", ["unlearn.done", "verify.passed", "model.promoted"])
+def test_a_change_to_the_same_weights_cannot_be_said(kind):
+    with pytest.raises(BadLeaf):
+        told(changed(kind, model=model("m1", "m1"))(a_story("erased")))
+
+
+def test_weights_that_are_called_changed_and_are_the_same_were_never_computed():
+    assert "done-uncomputed" in broken(done(model=model("m1", "m1"))(a_story("erased")))
+
+
+def test_a_test_without_a_level_cannot_be_said():
+    with pytest.raises(BadLeaf):
+        told(changed("verify.passed", level="none")(a_story("erased")))
+
+
+def test_a_rollback_that_undoes_nothing_in_the_log_is_a_fact():
+    story = added("model.rolled_back", None, model=model("m1", "m0"))(a_story("erased"))
+    assert broken(story) == []
+    assert "rollbacks: 1; the log alone cannot tell which deletions they undid" in told(story).facts
 
 
 def test_an_empty_log_breaks_no_rule():
@@ -306,6 +425,7 @@ def test_an_empty_log_breaks_no_rule():
 
 
 OBLIGATORY = (
+    "log.opened", "unlearn.done",
     "request.received", "request.withdrawn", "request.refused", "erasure.started", "verify.passed", "model.promoted",
     "key.shredded", "certificate.issued", "request.closed", "request.reopened",
 )  # fmt: skip

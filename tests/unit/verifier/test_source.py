@@ -6,6 +6,7 @@ import gzip
 import os
 import socket
 import threading
+import time
 import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from expunge_verify import source
 from expunge_verify.errors import Unchecked
-from expunge_verify.source import Directory, Url, open_source
+from expunge_verify.source import Budgeted, Directory, Url, open_source
 
 NAME = "tile/0/000.p/3"
 
@@ -192,7 +193,7 @@ def test_an_endless_answer_is_given_up():
 
 
 def test_gzip_that_nobody_asked_for_is_inflated_as_the_format_allows():
-    with serving(_with(body=gzip.compress(b"content"), Content_Encoding="gzip")) as address:
+    with serving(_with(body=gzip.compress(b"content", mtime=0), Content_Encoding="gzip")) as address:
         assert Url(address).get(NAME, 7) == b"content"
 
 
@@ -203,7 +204,8 @@ def test_a_small_answer_that_inflates_to_much_is_given_up():
 
 
 @pytest.mark.parametrize(
-    ("body", "encoding"), [(gzip.compress(b"content")[:-9], "gzip"), (b"content", "gzip"), (zlib.compress(b"c"), "br")]
+    ("body", "encoding"),
+    [(gzip.compress(b"content", mtime=0)[:-9], "gzip"), (b"content", "gzip"), (zlib.compress(b"c"), "br")],
 )
 def test_other_encodings_and_broken_ones_are_unchecked(body, encoding):
     with serving(_with(body=body, Content_Encoding=encoding)) as address, pytest.raises(Unchecked):
@@ -236,6 +238,62 @@ def test_a_server_that_drips_is_given_up(monkeypatch):
     with serving(answer) as address, pytest.raises(Unchecked, match="TimeoutError"):
         Url(address).get("checkpoint", 1_000_000)
     stop.set()
+
+
+def drips(first, again):
+    """Answers by raw bytes: one beginning, then the same again and again until the reader leaves."""
+
+    def answer(request):
+        try:
+            request.wfile.write(first)
+            while True:
+                request.wfile.write(again)
+                time.sleep(0.02)
+        except OSError:
+            return
+
+    return answer
+
+
+HEAD, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 9),
+        (b"HTTP/1.1 ", b" "),
+        (HEAD, b"a"),
+        (CHUNKED + b"1;", b"a"),
+        (CHUNKED + b"0\r\n", b"a: b\r\n"),
+        (HEAD + b"Location: /a\r\n", b"a"),
+    ],
+)
+def test_a_server_that_drips_anything_else_than_content_is_given_up(monkeypatch, first, again):
+    monkeypatch.setattr(source, "MOST_SECONDS", 0.5)
+    began = time.monotonic()
+    with serving(drips(first, again)) as address, pytest.raises(Unchecked, match="could not be fetched"):
+        Url(address).get("checkpoint", 1000)
+    assert time.monotonic() - began < 5
+
+
+def test_no_file_is_waited_for_longer_than_half_a_minute():
+    assert source.MOST_SECONDS <= 30
+
+
+def test_of_one_log_only_so_much_is_read(log):
+    budgeted = Budgeted(Directory(log), bytes_left=20)
+    assert [budgeted.get(NAME, 9) for _ in range(2)] == [b"content"] * 2
+    with pytest.raises(Unchecked, match="larger or slower"):
+        budgeted.get(NAME, 9)
+
+
+def test_one_log_is_read_only_so_long(log, monkeypatch):
+    budgeted = Budgeted(Directory(log))
+    assert budgeted.get(NAME, 9) == b"content"
+    monkeypatch.setattr(source.time, "monotonic", lambda: budgeted.until + 1)
+    with pytest.raises(Unchecked, match="larger or slower"):
+        budgeted.get(NAME, 9)
 
 
 def test_no_server_is_unchecked():

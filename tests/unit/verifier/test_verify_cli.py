@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from expunge_verify import cli, notes, receipt
+from expunge_verify import cli, notes, receipt, source
 from expunge_verify.cli import main
 from expunge_verify.leaf import commitment
 
@@ -29,6 +29,7 @@ from tests.unit.verifier.building import (
     encoded,
     good_log,
     key_of,
+    opening,
     ref,
     statement,
 )
@@ -67,7 +68,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_receipt() -> bytes:
-    record = {"ticket": "T-4711"}
+    record = {"type": "request.received", "ticket": "T-4711"}
     story = [Teller()("request.received", ref=ref("a"), due=DUE, commit=commitment(bytes(32), record))]
     return receipt.format(ORIGIN, [receipt.Opened(story[0], Tree(encoded(story)).proof(0), bytes(32), record)])
 
@@ -94,7 +95,7 @@ TRUST = ["--vkey", VKEY]
 CASES: list[tuple[int, list[str], str]] = [
     (OK, ["checkpoint", "{}/new", *TRUST], "signed by log"),
     (OK, ["checkpoint", "{}/new", "--policy", "{}/policy"], "signed by log"),
-    (OK, ["checkpoint", "{}/new", *TRUST, "--vkey", str(ANOTHER.vkey)], "has 46 entries"),
+    (OK, ["checkpoint", "{}/new", *TRUST, "--vkey", str(ANOTHER.vkey)], "has 47 entries"),
     (BAD, ["checkpoint", "{}/new", "--vkey", str(ANOTHER.vkey)], "no signature by"),
     (BAD, ["checkpoint", "{}/elsewhere", *TRUST], "is of log"),
     (BAD, ["checkpoint", "{}/new", "--policy", "{}/lonely"], "quorum"),
@@ -104,8 +105,8 @@ CASES: list[tuple[int, list[str], str]] = [
     (UNKNOWN, ["checkpoint", "{}/new", "--vkey", "nonsense"], "nobody to believe"),
     (UNKNOWN, ["checkpoint", "{}/new", "--policy", "{}/nonsense"], "nobody to believe"),
     (UNKNOWN, ["checkpoint", "{}/new", "--policy", "{}/missing"], "could not be read"),
-    (OK, ["log", "{}/log", *TRUST], "46 entries hash to the signed root"),
-    (OK, ["log", "{}/log", "--raw", *TRUST], "46 entries hash to the signed root"),
+    (OK, ["log", "{}/log", *TRUST], "47 entries hash to the signed root"),
+    (OK, ["log", "{}/log", "--raw", *TRUST], "47 entries hash to the signed root"),
     (BAD, ["log", "{}/log", "--vkey", str(ANOTHER.vkey)], "no signature by"),
     (UNKNOWN, ["log", "{}/missing", *TRUST], "there is no directory"),
     (UNKNOWN, ["log", "{}", *TRUST], "checkpoint could not be read"),
@@ -113,15 +114,16 @@ CASES: list[tuple[int, list[str], str]] = [
     (UNKNOWN, ["log", "ftp://127.0.0.1/log", *TRUST], "is not an http or https address"),
     (UNKNOWN, ["log", "{}/log"], "no key of the log"),
     (OK, ["consistency", "{}/old", "{}/new", "--log", "{}/log", *TRUST], "begin with the 7 of the old"),
-    (OK, ["consistency", "{}/new", "{}/new", *TRUST], "begin with the 46"),
+    (OK, ["consistency", "{}/new", "{}/new", *TRUST], "begin with the 47"),
     (BAD, ["consistency", "{}/forked", "{}/new", "--log", "{}/log", *TRUST], "does not begin with"),
     (BAD, ["consistency", "{}/forked-new", "{}/new", *TRUST], "does not begin with"),
-    (BAD, ["consistency", "{}/new", "{}/old", "--log", "{}/log", *TRUST], "the log shrank from 46 to 7"),
+    (BAD, ["consistency", "{}/new", "{}/old", "--log", "{}/log", *TRUST], "the log shrank from 47 to 7"),
     (BAD, ["consistency", "{}/elsewhere", "{}/new", *TRUST], "is of log"),
     (UNKNOWN, ["consistency", "{}/old", "{}/new", *TRUST], "--log is needed"),
     (UNKNOWN, ["consistency", "{}/old", "{}/new", "--log", "{}/missing", *TRUST], "there is no directory"),
     (UNKNOWN, ["consistency", "{}/old", "{}/new", "--log", "{}", *TRUST], "could not be read"),
     (OK, ["certificate", "{}/certificate", "--key", KEY, "--proof", "{}/proof", *TRUST], "issued this certificate"),
+    (OK, ["certificate", "{}/certificate", "--key", KEY, "--proof", "{}/proof", *TRUST], "??   not checked: what the"),
     (OK, ["certificate", "{}/certificate", "--key", KEY, "--signature-only"], "not checked: that the log holds"),
     (BAD, ["certificate", "{}/certificate", "--key", KEY, "--proof", "{}/wrong-proof", *TRUST], "has type"),
     (BAD, ["certificate", "{}/certificate", "--key", base64.b64encode(bytes(32)).decode()], "none of the envelope's"),
@@ -137,8 +139,8 @@ CASES: list[tuple[int, list[str], str]] = [
     (BAD, ["receipt", "{}/wrong-receipt", *TRUST], "not the one that the leaf commits to"),
     (BAD, ["receipt", "{}/certificate", *TRUST], "this is no receipt"),
     (UNKNOWN, ["receipt", "{}/receipt"], "no key of the log"),
-    (OK, ["requests", "{}/log", *TRUST, "--today", "2027-02-28"], "46 leaves tell of 5 requests"),
-    (OK, ["requests", "{}/log", *TRUST], "46 leaves tell of 5 requests"),
+    (OK, ["requests", "{}/log", *TRUST, "--today", "2027-02-28"], "47 leaves tell of 5 requests"),
+    (OK, ["requests", "{}/log", *TRUST], "47 leaves tell of 5 requests"),
     (BAD, ["requests", "{}/log", "--vkey", str(ANOTHER.vkey)], "no signature by"),
     (UNKNOWN, ["requests", "{}/log"], "no key of the log"),
     (UNKNOWN, ["requests", "{}/missing", *TRUST], "there is no directory"),
@@ -168,7 +170,7 @@ def test_every_command_has_a_case_of_every_status(command):
     assert statuses == {OK, BAD, UNKNOWN}
 
 
-@pytest.mark.parametrize("file", ["tile/entries/000.p/46", "tile/0/000.p/46", "checkpoint"])
+@pytest.mark.parametrize("file", ["tile/entries/000.p/47", "tile/0/000.p/47", "checkpoint"])
 def test_a_tampered_file_of_a_log_is_bad_and_a_missing_one_unchecked(given, tmp_path, capsys, file):
     flipped = with_log(tmp_path, "flipped", lambda where: flip(where / file))
     lacking = with_log(tmp_path, "lacking", lambda where: (where / file).unlink())
@@ -195,7 +197,9 @@ def test_a_whole_signed_log_with_a_gap_in_a_story_is_bad(tmp_path, capsys, kind)
 
 
 def test_an_open_request_is_judged_by_the_day_that_is_given(tmp_path, capsys):
-    where = Tree(encoded([Teller()("request.received", ref=ref("a"), due=DUE)])).export(tmp_path / "open")
+    tell = Teller()
+    story = [*opening(tell), tell("request.received", ref=ref("a"), due=DUE)]
+    where = Tree(encoded(story)).export(tmp_path / "open")
     assert run(capsys, "requests", str(where), *TRUST, "--today", "2027-02-28")[0] == OK
     status, out = run(capsys, "requests", str(where), *TRUST, "--today", "2027-03-01")
     assert (status, "[overdue]" in out) == (BAD, True)
@@ -274,7 +278,7 @@ def test_hostile_files_are_bad_or_unchecked_wherever_they_are_given(given, tmp_p
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("file", ["checkpoint", "tile/entries/000.p/46", "tile/0/000.p/46"])
+@pytest.mark.parametrize("file", ["checkpoint", "tile/entries/000.p/47", "tile/0/000.p/47"])
 def test_hostile_files_inside_of_a_log_are_bad_or_unchecked(tmp_path, capsys, file):
     hostile = tmp_path / "hostile"
     hostile.mkdir()
@@ -374,7 +378,7 @@ def test_progress_is_told_to_a_terminal_after_a_second(given, monkeypatch, strea
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(now, 100.0 + after))
     monkeypatch.setattr(sys, "stderr", stream())
     assert main(["log", str(given / "log"), *TRUST]) == OK
-    assert ("46 of 46 entries" in sys.stderr.getvalue()) is said
+    assert ("47 of 47 entries" in sys.stderr.getvalue()) is said
     assert sys.stderr.getvalue().endswith("\r\x1b[K") is said
 
 
@@ -401,6 +405,24 @@ def test_a_reader_who_goes_away_gets_no_traceback(given):
     assert process.stderr.read() == b""
     assert process.wait(60) == UNKNOWN
     process.stderr.close()
+
+
+@pytest.mark.parametrize("words", [["log", "{}/log"], ["log", "{}/missing"], ["checkpoint", "{}/new"]])
+@pytest.mark.parametrize("out", [">&-", ">/dev/full"])
+def test_what_cannot_be_printed_is_unchecked(given, words, out):
+    said = " ".join(f"'{word.format(given)}'" for word in [*words, *TRUST])
+    command = f"{sys.executable} -m expunge_verify.cli {said} {out}"
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command], env={"PYTHONPATH": str(PACKAGE)}, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (UNKNOWN, b"")
+
+
+def test_a_log_larger_than_what_is_read_of_one_is_unchecked(given, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "Budgeted", lambda at: source.Budgeted(at, bytes_left=1000))
+    for words in (["log", "{}/log"], ["requests", "{}/log"], ["consistency", "{}/old", "{}/new", "--log", "{}/log"]):
+        asked = [word.format(given) for word in words]
+        assert run(capsys, *asked, *TRUST)[0] == UNKNOWN
 
 
 def test_nothing_of_the_service_is_loaded():
