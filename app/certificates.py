@@ -15,12 +15,12 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from expunge_verify import dsse
+from expunge_verify.certificate import PREDICATE_TYPE, STATEMENT_TYPE
 from expunge_verify.errors import VerifyError
 
 from app.errors import Invalid
 
-PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-PREDICATE_TYPE: Final = "https://expunge.dev/erasure-certificate/v1"
+PAYLOAD_TYPE: Final = dsse.IN_TOTO
 CAVEAT: Final = (
     "This states what was done and what tests with the error rates given here found. Statistical tests of one "
     "request can miss a remaining influence; copies outside the listed assets are not covered."
@@ -37,7 +37,7 @@ def statement(*, subjects: list[tuple[str, str]], predicate: Json) -> Json:
         predicate: What was done; see the demo's certificate for its fields.
     """
     return {
-        "_type": "https://in-toto.io/Statement/v1",
+        "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": sha256.removeprefix("sha256:")}} for name, sha256 in subjects],
         "predicateType": PREDICATE_TYPE,
         "predicate": {**predicate, "caveat": CAVEAT},

@@ -24,7 +24,7 @@ from app import catalog, certificates, doctor, intake, keymaking, planning, queu
 from app.api.auth import Scope
 from app.audit import evidence, restore
 from app.audit.mirror import Mirror
-from app.audit.sequencer import Sequencer
+from app.audit.sequencer import Sequencer, as_signed
 from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
@@ -357,7 +357,7 @@ def trust() -> None:
         head = audit.head(tx)
         if head is None:
             raise NotFound("the log is empty; there is nothing to trust")
-        sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+        sequencer = Sequencer.of(settings, as_signed)
         if sequencer.guard.held() is not None:
             raise Conflict("the guard is there; it is not overwritten")
         if sequencer.mirror.size() > head.size:
@@ -372,7 +372,7 @@ def restore_replay(
 ) -> None:
     """After PostgreSQL was restored from a backup: forget again who was forgotten since, before the service starts."""
     with _tx() as (tx, settings):
-        sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+        sequencer = Sequencer.of(settings, as_signed)
         done = restore.replay(tx, sequencer, now=_now(), may_lack=may_lack)
     console.print(
         f"{done.entries} entries of the log brought back, {done.closed} requests ended again, "

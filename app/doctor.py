@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import queue
-from app.audit.sequencer import Sequencer
+from app.audit.sequencer import Sequencer, as_signed
 from app.errors import ExpungeError
 from app.settings import Settings
 from app.storage import audit, jobs, migrate, versions
@@ -96,7 +96,7 @@ def _log(settings: Settings, engine: Engine) -> Finding:
         waits, shown = audit.waiting_since(tx), audit.published(tx)
     try:
         if settings.log_key.get_secret_value() and settings.log_path.exists():
-            sequencer = Sequencer.of(settings, lambda _, checkpoint: checkpoint.note)
+            sequencer = Sequencer.of(settings, as_signed)
             sequencer.check(engine)
             if wrong := sequencer.complaints(engine):
                 return Finding("public log", False, f"{'; '.join(wrong)}; {_MENDED}")

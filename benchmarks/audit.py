@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is no installed package
 
 from app import intake, keymaking  # noqa: E402 - after the path
 from app.audit import evidence  # noqa: E402
-from app.audit.sequencer import Sequencer  # noqa: E402
+from app.audit.sequencer import Sequencer, as_signed  # noqa: E402
 from app.embedded import Postgres  # noqa: E402
 from app.settings import Settings  # noqa: E402
 from app.storage import audit  # noqa: E402
@@ -123,7 +123,7 @@ def _sequencing(engine: Engine, settings: Settings) -> list[Figure]:
         connection.execute(text("ALTER TABLE audit_entries DISABLE TRIGGER USER"))
         connection.execute(text("DELETE FROM audit_entries"))
         connection.execute(text("ALTER TABLE audit_entries ENABLE TRIGGER USER"))
-    sequencer = Sequencer.of(settings, lambda _, checkpoint: bytes(checkpoint.note))
+    sequencer = Sequencer.of(settings, as_signed)
     stories = _stories()
     _fill(engine, stories, PENDING)
     first, first_cpu = _drained(engine, sequencer)

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from sqlalchemy import select, text
 
 from app import intake, keymaking, planning
-from app.audit.sequencer import Sequencer
+from app.audit.sequencer import Sequencer, as_signed
 from app.domain.lifecycle import JOB_OPEN
 from app.storage import audit, jobs, requests, versions
 from app.storage.sessions import transaction
@@ -60,7 +60,7 @@ class Bench:
         with transaction(self.ctx.engine) as tx:
             head = audit.head(tx)
             if head is not None:
-                Sequencer.of(self.ctx.settings, lambda _, checkpoint: checkpoint.note).guard.swap(None, head.note)
+                Sequencer.of(self.ctx.settings, as_signed).guard.swap(None, head.note)
 
     def demand(
         self, person: int, *, at: datetime | None = None, reference: str | None = None, models: list[str] | None = None

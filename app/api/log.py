@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from app.api import schemas
 from app.api.context import CurrentSettings, Transaction
 from app.api.problems import answers
-from app.audit import evidence, sequencer, witnesses
+from app.audit import evidence, tree, witnesses
 from app.errors import Invalid, NotFound
 from app.storage import audit
 
@@ -95,7 +95,7 @@ def inclusion(tx: Transaction, index: Size, size: Size) -> schemas.ProofOut:
     """Read the audit path of an entry in the tree of a size (RFC 6962), hashes in base64."""
     if not index < size <= _shown(tx)[0]:
         raise Invalid("index", "it must be below size, and size at most that of the newest checkpoint")
-    return schemas.ProofOut(hashes=[_b64(part) for part in sequencer.inclusion_proof(tx, index, size)])
+    return schemas.ProofOut(hashes=[_b64(part) for part in tree.inclusion_proof(tx, index, size)])
 
 
 @router.get("/log/proof/consistency", responses=answers(404, 422, 503))
@@ -107,7 +107,7 @@ def consistency(
     """Read the proof that the tree of size ``to`` begins with that of size ``from`` (RFC 6962), in base64."""
     if not old <= new <= _shown(tx)[0]:
         raise Invalid("from", "it must be at most to, and to at most the size of the newest checkpoint")
-    return schemas.ProofOut(hashes=[_b64(part) for part in sequencer.consistency_proof(tx, old, new)])
+    return schemas.ProofOut(hashes=[_b64(part) for part in tree.consistency_proof(tx, old, new)])
 
 
 @router.get("/log/entry/{index}.tlog-proof", responses=answers(404, 422, 503) | _PLAIN, response_class=Response)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app import certificates
 from app.audit.leaves import opened
-from app.audit.sequencer import inclusion_proof
+from app.audit.tree import inclusion_proof
 from app.errors import NotFound
 from app.settings import Settings
 from app.storage import audit, requests

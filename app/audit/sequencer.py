@@ -11,7 +11,7 @@ Several may run; the advisory lock lets one work. What a crash means, by where i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import randbelow
@@ -22,7 +22,7 @@ from expunge_verify import merkle, notes
 from expunge_verify.errors import VerifyError
 from expunge_verify.leaf import SCHEMA_DIGEST
 from expunge_verify.notes import Checkpoint, Signer
-from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, grown, hashes
+from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, grown
 from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
@@ -30,6 +30,7 @@ from app.audit.guard import Guard
 from app.audit.journal import Journal
 from app.audit.leaves import Pen, Writer
 from app.audit.mirror import Mirror
+from app.audit.tree import misplaced, reader, root_at
 from app.errors import LogStopped, Misconfigured, NotFound
 from app.settings import Settings
 from app.storage import audit
@@ -44,6 +45,11 @@ _STRETCH = 32
 
 Cosign = Callable[[Session, LogCheckpoint], bytes]
 """Asks witnesses; returns the note to publish."""
+
+
+def as_signed(_: Session, checkpoint: LogCheckpoint) -> bytes:
+    """Publish without asking anybody."""
+    return bytes(checkpoint.note)
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ class Sequencer:
         for start, end in ((first, min(first + _STRETCH, tiles)), (tiles - 1, tiles)):
             found = audit.altered(tx, start, end)
             if found is None:
-                found = _misplaced(tx, held, start, end)
+                found = misplaced(tx, held, start, end)
             if found is not None:
                 last = min((found + 1) * TILE_WIDTH, held.size) - 1
                 raise LogStopped(f"PostgreSQL's entries {found * TILE_WIDTH} to {last} are not those that were signed")
@@ -217,7 +223,7 @@ class Sequencer:
             return 0
         writer = Writer(self.pen)
         written = [_written(writer, row) for row in rows]
-        tiles = grown(_reader(tx), size, [merkle.leaf_hash(entry) for entry, _ in written])
+        tiles = grown(reader(tx), size, [merkle.leaf_hash(entry) for entry, _ in written])
         audit.add_evidence_keys(tx, writer.fresh_keys)
         audit.place(
             tx,
@@ -251,33 +257,12 @@ class Sequencer:
         audit.publish(tx, head, note=note, at=now)
 
 
-def root_at(tx: Session, size: int) -> bytes:
-    """The root of the log's first ``size`` entries, from its tiles."""
-    return merkle.root(hashes(_reader(tx), size), size)
-
-
 def _read_root(tx: Session, size: int) -> bytes | None:
     """The root, if there are tiles to read it from."""
     try:
         return root_at(tx, size)
     except (NotFound, VerifyError):
         return None
-
-
-def _misplaced(tx: Session, held: Checkpoint, start: int, end: int) -> int | None:
-    """Of these tiles of level 0, one that does not stand where it does in the tree that was signed.
-
-    The audit path of a tile's first leaf is made of all other hashes of the tile, so it stands for the whole of it.
-    """
-    read = hashes(_reader(tx), held.size)
-    for tile in range(start, end):
-        first = tile * TILE_WIDTH
-        try:
-            path = merkle.inclusion_proof(read, first, held.size)
-            merkle.check_inclusion(read(0, first), first, held.size, path, held.root)
-        except (NotFound, VerifyError):
-            return tile
-    return None
 
 
 def _written(writer: Writer, row: Row[Any]) -> tuple[bytes, bytes | None]:  # Any: as storage.audit.pending
@@ -300,30 +285,3 @@ def _of_the_journal(lines: int) -> list[str]:
 
 def _of_the_files(gone: Sequence[Tile | Bundle]) -> list[str]:
     return [f"{len(gone)} of the log's public files are gone, {gone[0].path} the first"] if gone else []
-
-
-def inclusion_proof(tx: Session, index: int, size: int) -> list[bytes]:
-    """The audit path of entry ``index`` in the tree of ``size``."""
-    near = audit.tiles(tx, list(_around(index, size)))  # one statement instead of one a tile
-    return merkle.inclusion_proof(
-        hashes(lambda tile: near[tile] if tile in near else audit.tile(tx, tile), size), index, size
-    )
-
-
-def consistency_proof(tx: Session, old: int, new: int) -> list[bytes]:
-    """That the tree of ``new`` begins with the tree of ``old``."""
-    return merkle.consistency_proof(hashes(_reader(tx), new), old, new)
-
-
-def _around(index: int, size: int) -> Iterator[Tile]:
-    """The tiles that an audit path touches: on each level the entry's own, and the last."""
-    level = 0
-    while row := size >> 8 * level:
-        for at in {index >> 8 * (level + 1), (row - 1) // TILE_WIDTH}:
-            if at * TILE_WIDTH < row:
-                yield Tile(level, at, min(TILE_WIDTH, row - at * TILE_WIDTH))
-        level += 1
-
-
-def _reader(tx: Session) -> Callable[[Tile], bytes]:
-    return lambda tile: audit.tile(tx, tile)

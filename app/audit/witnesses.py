@@ -20,7 +20,7 @@ from expunge_verify.policy import Policy, Witness
 from sqlalchemy.orm import Session
 
 from app.audit.inquiry import Answer, ask
-from app.audit.sequencer import consistency_proof
+from app.audit.tree import consistency_proof
 from app.errors import LogStopped, Misconfigured, Unavailable
 from app.logs import log
 from app.settings import Settings

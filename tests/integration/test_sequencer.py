@@ -28,7 +28,8 @@ from sqlalchemy import Engine, func, select, text
 from app.audit.guard import Guard
 from app.audit.journal import Journal
 from app.audit.mirror import Mirror
-from app.audit.sequencer import Sequencer, consistency_proof
+from app.audit.sequencer import Sequencer
+from app.audit.tree import consistency_proof
 from app.errors import ExpungeError, LogStopped, Misconfigured
 from app.storage import audit, moves
 from app.storage.sessions import connect, transaction

@@ -27,7 +27,7 @@ from app import queue
 from app.api import health
 from app.audit import witnesses
 from app.audit.mirror import Mirror
-from app.audit.sequencer import consistency_proof, root_at
+from app.audit.tree import consistency_proof, root_at
 from app.audit.witnesses import Witnesses, policy_of
 from app.errors import LogStopped, Misconfigured, Unavailable
 from app.storage import audit, jobs
