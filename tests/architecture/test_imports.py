@@ -31,6 +31,7 @@ SERVICE = {"app", "sqlalchemy", "psycopg", "pydantic", "fastapi", "celery", "red
         pytest.param("workers.unlearning", SERVICE, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow  # five interpreters; lint-imports says the same of the source
 def test_an_entry_point_loads_only_its_side_of_the_line(entry: str, strangers: set[str]) -> None:
     loaded = _loaded_by(entry)
     assert entry.partition(".")[0] in loaded

@@ -25,6 +25,8 @@ from cryptography.x509.oid import NameOID
 from app.domain.webhook import Outcome, outcome
 from workers.egress import MAX_BODY_BYTES, Refused, Response, Undelivered, post, system_addresses
 
+pytestmark = pytest.mark.slow  # waits for slow servers
+
 OUTSIDE = (ip_network("127.0.0.1"),)
 """The networks allowed in these tests."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -16,6 +16,8 @@ from app.errors import Invalid
 from app.storage.samples import Row
 from workers import manifest
 
+pytestmark = pytest.mark.slow  # large files
+
 KEY = bytes(range(32))
 HEADER = "sample_id,user_id,split\n"
 

@@ -10,6 +10,8 @@ from workers.unlearning.calibration import predict
 from workers.unlearning.model import Model
 from workers.unlearning.objective import Objective
 
+pytestmark = pytest.mark.slow  # trains and fits
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -11,6 +11,8 @@ from workers.unlearning.report import Json
 from workers.unlearning.verification import Gate
 from workers.unlearning.verification.page import page
 
+pytestmark = pytest.mark.slow  # draws
+
 NASTY = 'north" <script>alert(1)</script> & $x^'
 UPDATE = UpdateReport("newton", True, None, 6, 60, 2, step_norm=0.123).as_dict()
 STANDINGS = {"strangers": [-1.0, 0.0, 1.0], "members": [2.0, 3.0], "users": [2.5]}

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from tests.outside.logs import ORIGIN, SIGNER, random_entries, tile_in, written
 
+pytestmark = pytest.mark.slow  # every bit of every file
+
 KEYS = [SIGNER.vkey]
 LARGE = 100_000
 

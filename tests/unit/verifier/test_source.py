@@ -16,6 +16,8 @@ from expunge_verify import source
 from expunge_verify.errors import Unchecked
 from expunge_verify.source import Budgeted, Directory, Url, open_source
 
+pytestmark = pytest.mark.slow  # servers that drip and hang
+
 NAME = "tile/0/000.p/3"
 
 

@@ -34,6 +34,8 @@ from tests.unit.verifier.building import (
     statement,
 )
 
+pytestmark = pytest.mark.slow  # a hundred runs of the command
+
 KEY = base64.b64encode(key_of(CERTIFICATE_SEED)).decode()
 ANOTHER = notes.Signer(ORIGIN, bytes(range(1, 33)))
 COMMANDS = ("checkpoint", "log", "consistency", "certificate", "receipt", "requests")
