@@ -66,8 +66,7 @@ def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settin
 
 
 def _need_our_log(tx: Session, settings: Settings) -> None:
-    names = {key.vkey.split("+")[0] for key in audit.known_keys(tx)}
-    if names - {settings.log_origin}:
+    if audit.names(audit.known_keys(tx)) - {settings.log_origin}:
         raise StepFailed("this worker's EXPUNGE_LOG_ORIGIN is not the log's name; give it that of dispatch")
 
 

@@ -125,7 +125,11 @@ def unlearn(ctx: Context, lease: Lease, job: Job) -> Settle:
         if answer["weights"]:
             method = METHODS[answer["update"]["method"]]
             audit.enter(
-                tx, "unlearn.done", {"model": _change(tx, job, answer), "method": method}, at=ctx.now(), job_id=job.id
+                tx,
+                "unlearn.done",
+                {"model": _change(tx, job, answer["weights"]), "method": method},
+                at=ctx.now(),
+                job_id=job.id,
             )
         moves.move_job(tx, job, JobStatus.UNLEARNED, candidate=answer["weights"], report=told)
 
@@ -255,17 +259,17 @@ def _tell_verdict(ctx: Context, tx: Session, job: Job, verdict: Json) -> None:
     """Enter what the gates said of the candidate, if there is one, into the log."""
     if job.candidate is None:
         return
-    change = _change(tx, job, {"weights": job.candidate})
+    change = _change(tx, job, job.candidate)
     if verdict["outcome"] == "passed":
         audit.enter(tx, "verify.passed", {"model": change, "level": verdict["level"]}, at=ctx.now(), job_id=job.id)
     else:
         audit.enter(tx, "verify.failed", {"model": change}, at=ctx.now(), job_id=job.id)
 
 
-def _change(tx: Session, job: Job, answer: Json) -> Json:
+def _change(tx: Session, job: Job, to: str) -> Json:
     """The weights that the job began from and those it computed, as the log names them."""
     base = versions.base_of(tx, job)
-    return {"from": versions.digest_of(base.weights), "to": versions.digest_of(answer["weights"])}
+    return {"from": versions.digest_of(base.weights), "to": versions.digest_of(to)}
 
 
 def _next_rung(tx: Session, job: Job) -> int:

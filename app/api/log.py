@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from expunge_verify.errors import VerifyError
-from expunge_verify.tiles import Bundle, Tile
+from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
@@ -63,13 +64,7 @@ def checkpoint(tx: Transaction) -> Response:
 )
 def entries(path: str, tx: Transaction) -> Response:
     """Read an entry bundle."""
-    try:
-        bundle = Bundle.parse(f"tile/entries/{path}")
-    except VerifyError:
-        raise NotFound("the log has no such entry bundle") from None
-    if bundle.index * 256 + bundle.width > _shown(tx)[0]:
-        raise NotFound("the log has no such entry bundle")
-    return Response(audit.bundle(tx, bundle), media_type=_BYTES, headers=_FOR_EVER)
+    return _served(tx, Bundle.parse, f"tile/entries/{path}", what="entry bundle")
 
 
 @router.head("/log/tile/{path:path}", include_in_schema=False, dependencies=_STATIC)
@@ -81,13 +76,7 @@ def entries(path: str, tx: Transaction) -> Response:
 )
 def tile(path: str, tx: Transaction) -> Response:
     """Read a tile of hashes."""
-    try:
-        wanted = Tile.parse(f"tile/{path}")
-    except VerifyError:
-        raise NotFound("the log has no such tile") from None
-    if (wanted.index * 256 + wanted.width) << 8 * min(wanted.level, 7) > _shown(tx)[0]:
-        raise NotFound("the log has no such tile")
-    return Response(audit.tile(tx, wanted), media_type=_BYTES, headers=_FOR_EVER)
+    return _served(tx, Tile.parse, f"tile/{path}", what="tile")
 
 
 @router.get("/log/proof/inclusion", responses=answers(404, 422, 503))
@@ -114,6 +103,18 @@ def consistency(
 def proof(index: int, tx: Transaction) -> Response:
     """Read the proof that an entry is in the log, as one C2SP tlog-proof file with its checkpoint."""
     return Response(evidence.proof_of(tx, index), media_type=_TEXT, headers=_NOW)
+
+
+def _served(tx: Transaction, parse: Callable[[str], Tile | Bundle], path: str, *, what: str) -> Response:
+    """A file of the log, if the newest published checkpoint covers it."""
+    try:
+        wanted = parse(path)
+    except VerifyError:
+        raise NotFound(f"the log has no such {what}") from None
+    level = wanted.level if isinstance(wanted, Tile) else 0
+    if (wanted.index * TILE_WIDTH + wanted.width) << 8 * level > _shown(tx)[0]:
+        raise NotFound(f"the log has no such {what}")
+    return Response(audit.file(tx, wanted), media_type=_BYTES, headers=_FOR_EVER)
 
 
 def _shown(tx: Transaction) -> tuple[int, bytes]:

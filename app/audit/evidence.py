@@ -37,7 +37,11 @@ def proof_of(tx: Session, index: int) -> bytes:
     if shown is None or shown.published is None or not 0 <= index < shown.size:
         raise NotFound(_LATER)
     (entry,) = audit.entries(tx, index, index + 1)
-    return proofs.format(index, inclusion_proof(tx, index, shown.size), bytes(shown.published), entry)
+    return _proof(tx, index, entry, size=shown.size, note=bytes(shown.published))
+
+
+def _proof(tx: Session, index: int, entry: bytes, *, size: int, note: bytes) -> bytes:
+    return proofs.format(index, inclusion_proof(tx, index, size), note, entry)
 
 
 def certificate_of(tx: Session, request_id: UUID) -> Certificate:
@@ -74,13 +78,14 @@ def receipt_of(tx: Session, request: ErasureRequest, settings: Settings) -> byte
         NotFound: Its retention is over, or the log has published nothing about it yet.
     """
     wrapped, shown = audit.key_of(tx, request.id, audit.EVIDENCE), audit.published(tx)
-    if wrapped is None or shown is None:
+    if wrapped is None or shown is None or shown.published is None:
         raise NotFound("the records behind the log's commitments can't be opened: not sequenced yet, or past retention")
     entries = []
     for entry, sealed in audit.of_request(tx, request.id, before=shown.size):
         assert entry.entry is not None
         assert entry.leaf_index is not None
-        said, proof = leaf.decode(bytes(entry.entry)), proof_of(tx, entry.leaf_index)
+        raw = bytes(entry.entry)
+        said, proof = leaf.decode(raw), _proof(tx, entry.leaf_index, raw, size=shown.size, note=bytes(shown.published))
         if "commit" not in said:
             entries.append(receipt.Opened(said, proof))
         elif sealed and (found := _found(settings, wrapped, sealed.sealed)):

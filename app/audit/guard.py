@@ -17,6 +17,7 @@ from expunge_verify import notes
 from expunge_verify.errors import VerifyError
 from expunge_verify.notes import Checkpoint
 
+from app.audit.files import replace
 from app.errors import LogStopped
 
 
@@ -69,25 +70,14 @@ class Guard:
             if self.held() != old:
                 raise LogStopped("another sequencer has moved the log's guard; only one may run for this log")
             try:
-                self._write(note)
+                replace(self._file, note)
+                _sync(self._directory)
             except OSError as error:
-                raise LogStopped(f"{self._beside} can't be written ({type(error).__name__})") from None
-
-    def _write(self, note: bytes) -> None:
-        with self._beside.open("wb") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        self._beside.replace(self._file)
-        _sync(self._directory)
+                raise LogStopped(f"{self._file}.new can't be written ({type(error).__name__})") from None
 
     @property
     def _file(self) -> Path:
         return self._directory / "guard"
-
-    @property
-    def _beside(self) -> Path:
-        return self._directory / "guard.new"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

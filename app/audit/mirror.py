@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +13,7 @@ from expunge_verify.notes import Checkpoint
 from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile
 from sqlalchemy.orm import Session
 
+from app.audit.files import replace
 from app.errors import LogStopped
 from app.storage import audit
 from app.storage.tables import LogCheckpoint
@@ -48,7 +48,7 @@ class Mirror:
     def prepare(self, tx: Session, checkpoint: LogCheckpoint) -> None:
         """Write tiles and bundles that are new with this checkpoint; the old one stays in force."""
         for part in _parts(self.size(), checkpoint.size):
-            self._write(part.path, partial(_content, tx, part))
+            self._write(part.path, partial(audit.file, tx, part))
 
     def lacks(self, head: LogCheckpoint) -> list[Tile | Bundle]:
         """Files that the mirror's own checkpoint covers and that are gone; nothing is read but names.
@@ -64,12 +64,13 @@ class Mirror:
     def mend(self, tx: Session, gone: Iterable[Tile | Bundle]) -> None:
         """Write files that are gone again."""
         for part in gone:
-            self._write(part.path, partial(_content, tx, part))
+            self._write(part.path, partial(audit.file, tx, part))
 
     def show(self, checkpoint: LogCheckpoint, note: bytes) -> None:
         """Put a prepared checkpoint in force."""
         old = self.size()
-        _replace(self.directory / "checkpoint", note)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        replace(self.directory / "checkpoint", note)
         self._drop_partials(old, checkpoint.size)
 
     def _write(self, path: str, content: Callable[[], bytes]) -> None:
@@ -77,17 +78,14 @@ class Mirror:
         # PostgreSQL lost its last commits just then.
         file, wanted = self.directory / path, content()
         if not file.exists() or file.read_bytes() != wanted:
-            _replace(file, wanted)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace(file, wanted)
 
     def _drop_partials(self, old: int, new: int) -> None:
         """Partial files go once the full one is there, as the specification allows."""
         for full in _parts(old, new):
             if full.width == TILE_WIDTH:
                 shutil.rmtree(self.directory / f"{full.path}.p", ignore_errors=True)
-
-
-def _content(tx: Session, part: Tile | Bundle) -> bytes:
-    return audit.tile(tx, part) if isinstance(part, Tile) else audit.bundle(tx, part)
 
 
 def _parts(old: int, new: int) -> Iterator[Tile | Bundle]:
@@ -111,13 +109,3 @@ def _places(old: int, new: int) -> Iterator[tuple[int, int]]:
     """Index and width of every tile of a row that grew from ``old`` to ``new`` hashes."""
     for index in range(old // TILE_WIDTH, -(-new // TILE_WIDTH)):
         yield index, min(TILE_WIDTH, new - index * TILE_WIDTH)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(file.name + ".new")
-    with beside.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(file)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,6 +32,7 @@ from app.storage import audit, moves, recovery
 from app.storage.tables import ErasureRequest
 
 Json = dict[str, Any]  # Any: JSON
+Told = tuple[int, leaves.Leaf]  # an entry's place and what it says
 _EVERY = 2**31 - 1
 _OF_THE_LEAF = frozenset({"v", "log", "type", "nonce", "day", "ref", "commit"})
 """What a leaf says by itself; the rest are its entry's fields."""
@@ -86,7 +87,8 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 
     if head and merkle.root(reader, size) != head.root:
         raise LogStopped("the log's files and PostgreSQL do not share a history; nothing was changed")
     lines = list(sequencer.journal.lines())
-    lacking = _lacking(found, lines, size=size)
+    told = list(found.leaves())
+    lacking = _lacking(told[size:], lines)
     if lacking > may_lack:
         raise LogStopped(
             f"the journal lacks {lacking} requests that the log says were closed since the backup, so what was "
@@ -94,11 +96,11 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 
             f"accept it with --may-lack {lacking}"
         )
     closed = sum(_close(tx, line["request"]) for line in lines if "request" in line)
-    _bring_back(tx, found, size=size, now=now)
+    _bring_back(tx, told[size:], found.entries, now=now)
     forgotten = sum(recovery.bury(tx, **line["job"], at=now) for line in lines if "job" in line)
     _suppress(tx, lines)
     _adopt_tree(tx, sequencer, files, found, now=now)
-    keys, lost = audit.shred_again(tx), tuple(_lost(tx, found))
+    keys, lost = audit.shred_again(tx), tuple(_lost(tx, told))
     return Replayed(held.size - size, closed, forgotten, lost, keys, lacking)
 
 
@@ -125,27 +127,24 @@ def _facts(sequencer: Sequencer, files: _Signed) -> Facts:
     return found
 
 
-def _lacking(found: Facts, lines: Iterable[Json], *, size: int) -> int:
-    """How many requests ended in the log after its first ``size`` entries and have no line in the journal."""
-    ended = {leaf["ref"] for index, leaf in found.leaves() if index >= size and leaf["type"] == "request.closed"}
+def _lacking(told: Iterable[Told], lines: Iterable[Json]) -> int:
+    """How many requests ended in these leaves and have no line in the journal."""
+    ended = {leaf["ref"] for _, leaf in told if leaf["type"] == "request.closed"}
     return len(ended - {line["request"]["ref"] for line in lines if "request" in line})
 
 
-def _bring_back(tx: Session, found: Facts, *, size: int, now: datetime) -> None:
+def _bring_back(tx: Session, told: Iterable[Told], entries: Sequence[bytes], *, now: datetime) -> None:
     """Write the entries that the backup did not have, and what they say of keys."""
     seen, known = Counter[str](), recovery.by_ref(tx)
-    for index, leaf in found.leaves():
-        if index < size:
-            continue
+    for index, leaf in told:
         seen[_name(leaf)] += 1
         request_id = known.get(leaf.get("ref", ""))
         fields = {name: value for name, value in leaf.items() if name not in _OF_THE_LEAF}
-        entry = audit.Placed(0, index, found.entries[index], request_id, None)
-        audit.adopt(tx, leaf["type"], entry, fields=fields, at=now)
+        audit.adopt(tx, leaf["type"], entries[index], index=index, request_id=request_id, fields=fields, at=now)
         if leaf["type"] in {"log.opened", "log.key_rotated"}:
             audit.add_key(tx, leaf["vkey"], since=now, since_size=index)
         if leaf["type"] == "key.backup_expired" and request_id is not None:
-            recovery.outlive_backups(tx, request_id)
+            recovery.await_backups(tx, request_id, until=None)
     recovery.drop_pending(tx, _sequenced(tx, seen))
 
 
@@ -196,6 +195,6 @@ def _suppress(tx: Session, lines: Iterable[Json]) -> None:
             recovery.suppress(tx, key, model=line["suppression"]["model"])
 
 
-def _lost(tx: Session, found: Facts) -> list[str]:
+def _lost(tx: Session, told: Iterable[Told]) -> list[str]:
     """Requests that the log has received and PostgreSQL does not know."""
-    return sorted({leaf["ref"] for _, leaf in found.leaves() if "ref" in leaf} - recovery.by_ref(tx).keys())
+    return sorted({leaf["ref"] for _, leaf in told if "ref" in leaf} - recovery.by_ref(tx).keys())

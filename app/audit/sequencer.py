@@ -162,9 +162,10 @@ class Sequencer:
         Raises:
             Misconfigured: Another name signed so far.
         """
-        known = {key.vkey for key in audit.known_keys(tx)}
-        if any(vkey.split("+")[0] != self.pen.origin for vkey in known):
+        keys = audit.known_keys(tx)
+        if audit.names(keys) - {self.pen.origin}:
             raise Misconfigured("EXPUNGE_LOG_ORIGIN is not the name that this log was begun with; it can't change")
+        known = {key.vkey for key in keys}
         return [str(signer.vkey) for signer in self.signers if str(signer.vkey) not in known]
 
     def _check(self, tx: Session) -> None:
@@ -228,7 +229,7 @@ class Sequencer:
         audit.place(
             tx,
             [
-                audit.Placed(row.id, index, entry, row.request_id, sealed)
+                audit.Placed(row.id, index, entry, sealed)
                 for index, (row, (entry, sealed)) in enumerate(zip(rows, written, strict=True), size)
             ],
             tiles,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -121,7 +121,6 @@ class Placed:
     id: int
     index: int
     entry: bytes
-    request_id: UUID | None
     sealed: bytes | None
 
 
@@ -148,10 +147,19 @@ def place(tx: Session, placed: Sequence[Placed], tiles: Mapping[Tile, bytes]) ->
         tx.execute(grown.on_conflict_do_update(index_elements=["level", "index"], set_={"hashes": hashes}))
 
 
-def adopt(tx: Session, kind: str, lost: Placed, *, fields: Mapping[str, object], at: datetime) -> None:
+def adopt(
+    tx: Session,
+    kind: str,
+    entry: bytes,
+    *,
+    index: int,
+    request_id: UUID | None,
+    fields: Mapping[str, object],
+    at: datetime,
+) -> None:
     """Write an entry that the log has and PostgreSQL lost, where it stood; its id is a new one."""
-    place = {"entry": lost.entry, "leaf_index": lost.index}
-    tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=lost.request_id, fields=fields, **place))
+    place = {"entry": entry, "leaf_index": index}
+    tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=request_id, fields=fields, **place))
 
 
 def add_evidence_keys(tx: Session, wrapped: Mapping[UUID, bytes]) -> None:
@@ -196,6 +204,15 @@ def bundle(tx: Session, wanted: Bundle) -> bytes:
     if len(found) < wanted.width:
         raise NotFound("the log has no such entry bundle")
     return encode_bundle(found)
+
+
+def file(tx: Session, wanted: Tile | Bundle) -> bytes:
+    """A tile or an entry bundle.
+
+    Raises:
+        NotFound: The log has no such file (yet).
+    """
+    return tile(tx, wanted) if isinstance(wanted, Tile) else bundle(tx, wanted)
 
 
 def entries(tx: Session, start: int, end: int) -> list[bytes]:
@@ -260,6 +277,11 @@ def publish(tx: Session, checkpoint: LogCheckpoint, *, note: bytes, at: datetime
 def known_keys(tx: Session) -> Sequence[LogKey]:
     """Every key that signed the log, oldest first."""
     return tx.scalars(select(LogKey).order_by(LogKey.since_size, LogKey.since, LogKey.vkey)).all()
+
+
+def names(keys: Iterable[LogKey]) -> set[str]:
+    """The names under which these keys sign; those of a log have one."""
+    return {key.vkey.split("+")[0] for key in keys}
 
 
 def add_key(tx: Session, vkey: str, *, since: datetime, since_size: int) -> None:

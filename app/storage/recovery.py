@@ -46,15 +46,10 @@ def need_keystore(tx: Session) -> None:
         )
 
 
-def await_backups(tx: Session, request_id: UUID, *, until: datetime) -> None:
-    """Remember when the last backup goes that may hold a request's deleted key."""
+def await_backups(tx: Session, request_id: UUID, *, until: datetime | None) -> None:
+    """Remember when the last backup goes that may hold a request's deleted key; none: the log says that it is gone."""
     ended = ErasureRequest.id == request_id
     tx.execute(update(ErasureRequest).where(ended).values(backups_expire_at=until))
-
-
-def outlive_backups(tx: Session, request_id: UUID) -> None:
-    """Note that the log says already that the last backup of a request's key is gone."""
-    tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(backups_expire_at=None))
 
 
 def drop_pending(tx: Session, ids: Iterable[int]) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.house import Installation, installation
+from tests.pipeline import Bench, in_this_process
 from tests.services import new_database
+from workers import erase
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +22,13 @@ def front_door(
         installation(home, url, "", processes=("api",), model=False) as house,
     ):
         yield house
+
+
+@pytest.fixture
+def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """An installation with a running sequencer, nothing else running and no model."""
+    monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
+    with installation(tmp_path, database_url, "", model=False) as house:
+        bench = Bench(house)
+        with bench.sequencing():
+            yield bench

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from app.errors import BaseMoved, Conflict, Invalid, NotFound
 from app.storage import versions
 from app.storage.sessions import transaction
 from tests import noisy, toy
-from tests.house import installation
-from tests.pipeline import Bench, in_this_process, register
+from tests.pipeline import Bench, register
 from tests.unit.unlearning.owners import Crash, Interrupted
 from workers import calibrate as calibration
 from workers import calibrated, erase, leftovers, torch_step, verdict_page
@@ -28,15 +26,6 @@ from workers.shelf import REFERENCES, Shelf, folds_directory
 from workers.unlearning import NotTrainable
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
-    with installation(tmp_path, database_url, "", model=False) as house:
-        bench = Bench(house)
-        with bench.sequencing():
-            yield bench
 
 
 @pytest.fixture

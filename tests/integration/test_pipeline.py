@@ -3,7 +3,6 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,6 @@ from workers import erase, torch_step
 from workers.lease import Lease
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """An installation with nothing running and no model."""
-    monkeypatch.setattr(erase, "run_step", in_this_process)  # the same code, without a process per step
-    with installation(tmp_path, database_url, "", model=False) as house:
-        bench = Bench(house)
-        with bench.sequencing():
-            yield bench
 
 
 @pytest.fixture

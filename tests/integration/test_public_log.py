@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bench(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(empty: Bench) -> Bench:
     """An installation with the toy model and a running sequencer."""
-    monkeypatch.setattr(erase, "run_step", in_this_process)
-    with installation(tmp_path, database_url, "", model=False) as house:
-        made = Bench(house)
-        register(made)
-        with made.sequencing():
-            yield made
+    register(empty)
+    return empty
 
 
 def settle(bench: Bench) -> None:
