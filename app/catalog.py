@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy.orm import Session
 
 from app.domain import deadlines, identifiers
-from app.domain.lifecycle import RequestStatus
+from app.domain.lifecycle import ERASED, RequestStatus
 from app.errors import Conflict
 from app.planning import hold_ledger
 from app.settings import Settings
@@ -146,11 +146,13 @@ def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: date
     undone = versions.undone_by(tx, version)
     for request in undone:
         jobs.join(tx, job_id, request.id, model.id)
-        if request.status == RequestStatus.COMPLETED:  # others are open already, and end when this has ended, too
+        if (
+            status := RequestStatus(request.status)
+        ) in ERASED:  # others are open already, and end when this has ended, too
             moves.move_request(
                 tx,
                 request.id,
-                now=RequestStatus.COMPLETED,
+                now=status,
                 then=RequestStatus.QUEUED,
                 at=now,
                 reason=_UNDONE,

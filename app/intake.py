@@ -75,20 +75,22 @@ def accept(
     return Accepted(requests.get(tx, request.id), created=created)
 
 
-def cancel(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -> ErasureRequest:
+def cancel(
+    tx: Session, request_id: UUID, *, now: datetime, settings: Settings, seen_by: UUID | None = None
+) -> ErasureRequest:
     """Take a request back before anything is destroyed; cancelling twice is cancelling once.
 
     Raises:
         NotFound: No such request.
         Conflict: The work has begun or is done.
     """
-    request = requests.locked(tx, request_id)
+    request = requests.locked(tx, request_id, seen_by=seen_by)
     if request.status == RequestStatus.CANCELLED:
         return request
     if request.subject_key is None:
         raise Conflict("this deletion was completed once and is being repeated after a rollback; it can't be cancelled")
     if request.status not in CANCELLABLE:
-        raise Conflict(f"the request is {request.status}; only a request that is received or queued can be cancelled")
+        raise Conflict(f"the request is {request.status}; only one that still waits can be cancelled")
     moves.move_request(
         tx,
         request_id,

@@ -19,7 +19,7 @@ from app.audit.sequencer import Sequencer, as_signed
 from app.domain.lifecycle import JOB_OPEN
 from app.storage import audit, jobs, requests, versions
 from app.storage.sessions import transaction
-from app.storage.tables import ApiKey, ErasureRequest, Event, Job, ModelVersion
+from app.storage.tables import Client, ErasureRequest, Event, Job, ModelVersion
 from tests import toy
 from tests.house import Installation
 from workers import erase, recipes, step
@@ -67,7 +67,7 @@ class Bench:
     ) -> UUID:
         """Accept a request for one person of the toy model."""
         with transaction(self.ctx.engine) as tx:
-            client = tx.scalars(select(ApiKey.id)).first() or keymaking.operator(tx)
+            client = tx.scalars(select(Client.id)).first() or keymaking.operator(tx)
             accepted = intake.accept(
                 tx,
                 intake.Demand(user_id=toy.user_id(person), reference=reference, models=models),

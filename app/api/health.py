@@ -7,9 +7,9 @@ from datetime import timedelta
 from fastapi import APIRouter
 
 from app import queue
-from app.api import schemas
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
+from app.api.schemas import health as schemas
 from app.storage import audit, jobs, requests
 
 router = APIRouter(prefix="/health", tags=["health"])

@@ -11,9 +11,9 @@ from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from app.api import schemas
 from app.api.context import CurrentSettings, Transaction
 from app.api.problems import answers
+from app.api.schemas import log as schemas
 from app.audit import evidence, tree, witnesses
 from app.errors import Invalid, NotFound
 from app.storage import audit

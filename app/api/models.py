@@ -7,15 +7,16 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends
 
-from app.api import schemas
-from app.api.auth import Scope, needs
+from app.api.auth import Caller, Scope, needs
 from app.api.context import Transaction
 from app.api.problems import answers
+from app.api.schemas import models as schemas
+from app.api.schemas.base import ModelName
 from app.storage import versions
 from app.storage.tables import Model, ModelVersion
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-Reader = Annotated[UUID, Depends(needs(Scope.MODELS_READ))]
+Reader = Annotated[Caller, Depends(needs(Scope.MODELS_READ))]
 
 
 @router.get("", responses=answers(401, 403, 503))
@@ -25,13 +26,13 @@ def index(tx: Transaction, _: Reader) -> schemas.ModelsOut:
 
 
 @router.get("/{name}", responses=answers(401, 403, 404, 422, 503))
-def show(name: schemas.ModelName, tx: Transaction, _: Reader) -> schemas.ModelOut:
+def show(name: ModelName, tx: Transaction, _: Reader) -> schemas.ModelOut:
     """Read one model."""
     return _model(tx, versions.model(tx, name))
 
 
 @router.get("/{name}/versions", responses=answers(401, 403, 404, 422, 503))
-def lineage(name: schemas.ModelName, tx: Transaction, _: Reader) -> schemas.VersionsOut:
+def lineage(name: ModelName, tx: Transaction, _: Reader) -> schemas.VersionsOut:
     """List a model's versions, newest first, each with the one it was computed from."""
     found = versions.versions(tx, versions.model(tx, name).id)
     numbers = {version.id: version.number for version in found}

@@ -10,10 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Response
 
 from app import certificates, intake
-from app.api import schemas
-from app.api.auth import Scope, needs
+from app.api.auth import Caller, Scope, needs
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
+from app.api.schemas import requests as schemas
 from app.audit import evidence
 from app.domain.lifecycle import RequestStatus
 from app.errors import Invalid, NotFound
@@ -21,8 +21,8 @@ from app.storage import audit, requests
 from app.storage.tables import ErasureRequest
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
-Writer = Annotated[UUID, Depends(needs(Scope.REQUESTS_WRITE))]
-Reader = Annotated[UUID, Depends(needs(Scope.REQUESTS_READ))]
+Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
+Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL))]
 _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
 _PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}  # Any: OpenAPI
 _TOKEN: dict[int | str, dict[str, Any]] = {200: {"content": {"application/timestamp-reply": {}}}}  # Any: OpenAPI
@@ -56,7 +56,9 @@ def create(
 ) -> schemas.ErasureRequestOut:
     """Accept a demand to be forgotten: 202 if new, 200 if we have it already. It is on disk when you read this."""
     demand = intake.Demand(user_id=body.user_id, models=body.models, reference=body.reference)
-    accepted = intake.accept(tx, demand, client_id=client, idempotency_key=idempotency_key, now=now, settings=settings)
+    accepted = intake.accept(
+        tx, demand, client_id=client.client_id, idempotency_key=idempotency_key, now=now, settings=settings
+    )
     response.headers["Location"] = f"{router.prefix}/{accepted.request.id}"
     response.status_code = 202 if accepted.created else 200
     return _shown(tx, [accepted.request], now)[0]
@@ -65,7 +67,7 @@ def create(
 @router.get("", responses=answers(401, 403, 422, 503))
 def index(
     tx: Transaction,
-    _: Reader,
+    caller: Reader,
     now: Now,
     cursor: Annotated[str | None, Query(max_length=30)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -73,7 +75,9 @@ def index(
     reference: Annotated[str | None, Query(max_length=200, pattern=schemas.REFERENCE)] = None,
 ) -> schemas.ErasureRequestPage:
     """List requests in order of arrival."""
-    page = requests.page(tx, after=_place(cursor), limit=limit + 1, status=status, reference=reference)
+    page = requests.page(
+        tx, after=_place(cursor), limit=limit + 1, status=status, reference=reference, seen_by=caller.sees
+    )
     more = len(page) > limit
     return schemas.ErasureRequestPage(
         items=_shown(tx, page[:limit], now), next_cursor=f"c{page[limit - 1].sequence}" if more else None
@@ -81,52 +85,52 @@ def index(
 
 
 @router.get("/{request_id}", responses=answers(401, 403, 404, 422, 503))
-def show(request_id: UUID, tx: Transaction, _: Reader, now: Now) -> schemas.ErasureRequestOut:
+def show(request_id: UUID, tx: Transaction, caller: Reader, now: Now) -> schemas.ErasureRequestOut:
     """Read one request: where it stands, with each model."""
-    return _shown(tx, [requests.get(tx, request_id)], now)[0]
+    return _shown(tx, [requests.get(tx, request_id, seen_by=caller.sees)], now)[0]
 
 
 @router.post("/{request_id}:cancel", responses=answers(401, 403, 404, 409, 422, 503))
 def cancel(
-    request_id: UUID, tx: Transaction, _: Writer, now: Now, settings: CurrentSettings
+    request_id: UUID, tx: Transaction, caller: Writer, now: Now, settings: CurrentSettings
 ) -> schemas.ErasureRequestOut:
     """Take a request back; possible until the work on it begins."""
-    return _shown(tx, [intake.cancel(tx, request_id, now=now, settings=settings)], now)[0]
+    return _shown(tx, [intake.cancel(tx, request_id, seen_by=caller.sees, now=now, settings=settings)], now)[0]
 
 
 @router.get("/{request_id}/events", responses=answers(401, 403, 404, 422, 503))
-def history(request_id: UUID, tx: Transaction, _: Reader) -> schemas.EventsOut:
+def history(request_id: UUID, tx: Transaction, caller: Reader) -> schemas.EventsOut:
     """Read what happened to a request, step by step."""
-    requests.get(tx, request_id)
+    requests.get(tx, request_id, seen_by=caller.sees)
     events = requests.events(tx, request_id)
     return schemas.EventsOut(items=[schemas.EventOut(at=e.at, type=e.type, detail=e.detail) for e in events])
 
 
 @router.get("/{request_id}/certificate", responses=answers(401, 403, 404, 422, 503))
-def certificate(request_id: UUID, tx: Transaction, _: Reader) -> dict[str, Any]:  # Any: JSON, a DSSE envelope
+def certificate(request_id: UUID, tx: Transaction, caller: Reader) -> dict[str, Any]:  # Any: JSON, a DSSE envelope
     """Download the signed certificate (in-toto Statement in a DSSE envelope)."""
-    return evidence.certificate_of(tx, request_id).envelope
+    return evidence.certificate_of(tx, _known(tx, request_id, caller)).envelope
 
 
 @router.get("/{request_id}/certificate.tlog-proof", responses=answers(401, 403, 404, 422, 503) | _PLAIN)
-def certificate_proof(request_id: UUID, tx: Transaction, _: Reader) -> Response:
+def certificate_proof(request_id: UUID, tx: Transaction, caller: Reader) -> Response:
     """Download the proof that the log holds the certificate (C2SP tlog-proof); seconds after the request ended."""
-    found = evidence.certificate_proof(tx, evidence.certificate_of(tx, request_id))
+    found = evidence.certificate_proof(tx, evidence.certificate_of(tx, _known(tx, request_id, caller)))
     return Response(found, media_type="text/plain; charset=utf-8")
 
 
 @router.get("/{request_id}/certificate.html", responses=answers(401, 403, 404, 422, 503) | _PAGE)
-def certificate_page(request_id: UUID, tx: Transaction, _: Reader, settings: CurrentSettings) -> Response:
+def certificate_page(request_id: UUID, tx: Transaction, caller: Reader, settings: CurrentSettings) -> Response:
     """Read the certificate as a page to print; it proves nothing by itself and says how to check."""
-    page = evidence.page_of(tx, evidence.certificate_of(tx, request_id), settings)
+    page = evidence.page_of(tx, evidence.certificate_of(tx, _known(tx, request_id, caller)), settings)
     headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
     return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.get("/{request_id}/certificate.tsr", responses=answers(401, 403, 404, 422, 503) | _TOKEN)
-def certificate_timestamp(request_id: UUID, tx: Transaction, _: Reader) -> Response:
+def certificate_timestamp(request_id: UUID, tx: Transaction, caller: Reader) -> Response:
     """Download the RFC 3161 time stamp over the certificate's payload, where an authority is configured."""
-    envelope = evidence.certificate_of(tx, request_id).envelope
+    envelope = evidence.certificate_of(tx, _known(tx, request_id, caller)).envelope
     stamp = audit.timestamp(tx, bytes.fromhex(certificates.digest(envelope).removeprefix("sha256:")))
     if stamp is None:
         raise NotFound("there is no time stamp for this certificate (yet)")
@@ -134,9 +138,16 @@ def certificate_timestamp(request_id: UUID, tx: Transaction, _: Reader) -> Respo
 
 
 @router.get("/{request_id}/receipt", responses=answers(401, 403, 404, 422, 503) | _RECEIPT)
-def receipt(request_id: UUID, tx: Transaction, _: Reader, settings: CurrentSettings) -> Response:
+def receipt(request_id: UUID, tx: Transaction, caller: Reader, settings: CurrentSettings) -> Response:
     """Download the receipt for the person: it opens what the log says of the request, so give it to nobody else."""
-    return Response(evidence.receipt_of(tx, requests.get(tx, request_id), settings), media_type="application/json")
+    return Response(
+        evidence.receipt_of(tx, requests.get(tx, request_id, seen_by=caller.sees), settings),
+        media_type="application/json",
+    )
+
+
+def _known(tx: Transaction, request_id: UUID, caller: Caller) -> UUID:
+    return requests.get(tx, request_id, seen_by=caller.sees).id
 
 
 def _place(cursor: str | None) -> int:

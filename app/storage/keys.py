@@ -1,4 +1,4 @@
-"""API keys: only their SHA-256 is stored; 256 random bits need no slow hash."""
+"""Clients and their API keys: only their SHA-256 is stored; 256 random bits need no slow hash."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ from sqlalchemy.orm import Session
 from app import keyring
 from app.errors import Misconfigured, NotFound
 from app.settings import Settings
-from app.storage.tables import ApiKey, KeyCheck
+from app.storage.tables import ApiKey, Client, KeyCheck
 
 
-def add(tx: Session, *, name: str, hint: str, digest: bytes, scopes: Sequence[str]) -> ApiKey:
+def add(tx: Session, key: ApiKey) -> ApiKey:
     """Store a new key's digest."""
-    key = ApiKey(name=name, hint=hint, digest=digest, scopes=list(scopes))
     tx.add(key)
     tx.flush()
     return key
 
 
+def add_client(tx: Session, *, name: str, oidc_subject: str | None = None) -> Client:
+    """Store a new client."""
+    client = Client(name=name, oidc_subject=oidc_subject)
+    tx.add(client)
+    tx.flush()
+    return client
+
+
+def client_named(tx: Session, name: str) -> Client | None:
+    """The oldest client of this name."""
+    return tx.scalar(select(Client).where(Client.name == name).order_by(Client.created_at).limit(1))
+
+
 def known(tx: Session, digest: bytes) -> ApiKey | None:
-    """The unrevoked key with this digest; notes its use, at most once a minute."""
-    key = tx.scalar(select(ApiKey).where(ApiKey.digest == digest, ApiKey.revoked_at.is_(None)))
+    """The key with this digest, if it is neither revoked nor expired; notes its use, at most once a minute."""
+    lives = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
+    key = tx.scalar(select(ApiKey).where(ApiKey.digest == digest, lives))
     if key is not None:
         stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
         tx.execute(update(ApiKey).where(ApiKey.id == key.id, stale).values(last_used_at=func.now()))

@@ -25,9 +25,12 @@ from app.storage.tables import ErasureRequest, Event, Job, RequestKey
 
 _OUTCOMES = {
     RequestStatus.COMPLETED: "completed",
+    RequestStatus.PARTIALLY_COMPLETED: "partial",
     RequestStatus.NO_DATA: "no_data",
+    RequestStatus.REJECTED: "refused",
     RequestStatus.CANCELLED: "withdrawn",
 }
+_TAKEN_BACK = {RequestStatus.CANCELLED: "request.withdrawn", RequestStatus.REJECTED: "request.refused"}
 _NOBODY: dict[str, Any] = dict.fromkeys(  # Any: columns of several types
     ("subject_key", "suppression_key", "sealed_user_id", "dedupe_key")
 )
@@ -155,8 +158,8 @@ def _tell_the_end(
     tx: Session, request_id: UUID, then: RequestStatus, ending: Ending, *, at: datetime, in_time: bool, shred: bool
 ) -> None:
     """Delete the key and tell the log, in the order that the verifier asks for."""
-    if then is RequestStatus.CANCELLED:
-        audit.enter(tx, "request.withdrawn", at=at, request_id=request_id)
+    if then in _TAKEN_BACK:
+        audit.enter(tx, _TAKEN_BACK[then], at=at, request_id=request_id)
     if shred:  # without its key, a copy of the sealed user id in a backup says nothing
         working = (RequestKey.request_id == request_id) & (RequestKey.purpose == audit.WORKING)
         tx.execute(delete(RequestKey).where(working))

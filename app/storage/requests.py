@@ -11,7 +11,7 @@ from sqlalchemy import Row, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.domain.lifecycle import REQUEST_ENDED, RequestStatus
+from app.domain.lifecycle import PLANNABLE, REQUEST_ENDED, RequestStatus
 from app.errors import NotFound
 from app.storage.tables import (
     Certificate,
@@ -36,26 +36,26 @@ def add(tx: Session, request: ErasureRequest) -> UUID | None:
     return tx.scalar(insert(ErasureRequest).values(values).on_conflict_do_nothing().returning(ErasureRequest.id))
 
 
-def get(tx: Session, request_id: UUID) -> ErasureRequest:
-    """One request.
+def get(tx: Session, request_id: UUID, *, seen_by: UUID | None = None) -> ErasureRequest:
+    """One request; ``seen_by`` a client, another's is as good as none.
 
     Raises:
         NotFound: No such request.
     """
-    request = tx.get(ErasureRequest, request_id)
-    if request is None:
-        raise NotFound("there is no erasure request with this id")
-    return request
+    return _seen(tx.get(ErasureRequest, request_id), seen_by)
 
 
-def locked(tx: Session, request_id: UUID) -> ErasureRequest:
-    """One request, held until the transaction ends.
+def locked(tx: Session, request_id: UUID, *, seen_by: UUID | None = None) -> ErasureRequest:
+    """One request, held until the transaction ends; ``seen_by`` as in :func:`get`.
 
     Raises:
         NotFound: No such request.
     """
-    request = tx.get(ErasureRequest, request_id, with_for_update=True, populate_existing=True)
-    if request is None:
+    return _seen(tx.get(ErasureRequest, request_id, with_for_update=True, populate_existing=True), seen_by)
+
+
+def _seen(request: ErasureRequest | None, client_id: UUID | None) -> ErasureRequest:
+    if request is None or client_id not in {None, request.client_id}:
         raise NotFound("there is no erasure request with this id")
     return request
 
@@ -66,14 +66,22 @@ def open_twin(tx: Session, dedupe_key: bytes) -> ErasureRequest | None:
 
 
 def page(
-    tx: Session, *, after: int, limit: int, status: RequestStatus | None = None, reference: str | None = None
+    tx: Session,
+    *,
+    after: int,
+    limit: int,
+    status: RequestStatus | None = None,
+    reference: str | None = None,
+    seen_by: UUID | None = None,
 ) -> Sequence[ErasureRequest]:
-    """Requests in order of arrival, beginning behind the cursor ``after``."""
+    """Requests in order of arrival, beginning behind the cursor ``after``; ``seen_by`` as in :func:`get`."""
     query = select(ErasureRequest).where(ErasureRequest.sequence > after).order_by(ErasureRequest.sequence).limit(limit)
     if status:
         query = query.where(ErasureRequest.status == status)
     if reference:
         query = query.where(ErasureRequest.reference == reference)
+    if seen_by:
+        query = query.where(ErasureRequest.client_id == seen_by)
     return tx.scalars(query).all()
 
 
@@ -81,7 +89,7 @@ def received(tx: Session, *, limit: int) -> Sequence[ErasureRequest]:
     """Requests that wait to be planned, oldest first; another planner's are left to it."""
     return tx.scalars(
         select(ErasureRequest)
-        .where(ErasureRequest.status == RequestStatus.RECEIVED)
+        .where(ErasureRequest.status.in_(PLANNABLE))
         .order_by(ErasureRequest.sequence)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -27,6 +27,7 @@ _APP: Final = {
     "public.alembic_version": "SELECT",
     "public.events": "SELECT, INSERT",
     "public.certificates": "SELECT, INSERT",
+    "public.decisions": "SELECT, INSERT, UPDATE (notified_at)",
     "public.suppressions": "SELECT, INSERT",
     "public.idempotency_keys": f"{_USUAL}, DELETE",
     "public.postings": f"{_USUAL}, DELETE",

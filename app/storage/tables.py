@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
+from enum import StrEnum
 from secrets import token_hex
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -25,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from app.domain.lifecycle import JOB_OPEN, REQUEST_ENDED, JobStatus, RequestStatus
+from app.domain.decisions import IdentityLevel
+from app.domain.lifecycle import JOB_OPEN, PLANNABLE, REQUEST_ENDED, JobStatus, RequestStatus
 
 
 class Table(DeclarativeBase):
@@ -50,19 +53,33 @@ class Table(DeclarativeBase):
     }
 
 
-def _in(column: str, statuses: frozenset[RequestStatus] | frozenset[JobStatus]) -> str:
-    return f"{column} IN ({', '.join(sorted(repr(str(s)) for s in statuses))})"
+def _in(column: str, words: Collection[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(sorted(repr(str(word)) for word in words))})"
 
 
 def _now() -> Mapped[datetime]:
     return mapped_column(server_default=func.now())
 
 
+class Client(Table):
+    """Who calls: a portal, an office, a training pipeline. Its keys come and go; its requests stay its own."""
+
+    __tablename__ = "clients"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str]
+    oidc_subject: Mapped[str | None] = mapped_column(unique=True)
+    """The ``sub`` of the tokens by which the operator's identity provider names it."""
+    daily_erasures: Mapped[int | None]
+    """How many requests it may make in a day, where that differs from the setting."""
+    created_at: Mapped[datetime] = _now()
+
+
 class ApiKey(Table):
-    """Who may call; only the SHA-256 of the key is here."""
+    """A key by which a client calls; only its SHA-256 is here."""
 
     __tablename__ = "api_keys"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     name: Mapped[str]
     hint: Mapped[str]
     """First characters of the key, to recognise it by."""
@@ -70,6 +87,7 @@ class ApiKey(Table):
     scopes: Mapped[list[str]]
     created_at: Mapped[datetime] = _now()
     last_used_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
 
@@ -93,14 +111,25 @@ class ErasureRequest(Table):
     status: Mapped[str] = mapped_column(server_default=RequestStatus.RECEIVED.value)
     origin: Mapped[str] = mapped_column(server_default="portal")
     """``portal``, or ``suppression``: a new model version was trained on an erased person."""
-    client_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
+    client_id: Mapped[UUID | None] = mapped_column(ForeignKey("clients.id"))
+    batch_id: Mapped[UUID | None]
+    """The bulk call that it came with."""
     reference: Mapped[str | None]
     """The portal's own ticket."""
     models: Mapped[list[str] | None]
     """Models asked for; none means all."""
     received_at: Mapped[datetime]
     deadline: Mapped[datetime]
+    """The last moment of an answer in time, as it stands now."""
+    clock_from: Mapped[datetime | None]
+    """Where the months are counted from, if not from receipt: a policy may wait for the person's identity."""
     closed_at: Mapped[datetime | None]
+    identity_level: Mapped[str] = mapped_column(server_default=IdentityLevel.LOW.value)
+    """How sure the portal is that the person is who they say."""
+    approvals_needed: Mapped[int] = mapped_column(server_default="0")
+    """How many people must agree before work begins."""
+    duplicate_of: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"))
+    """An older open request for the same person, whose work serves this one, too."""
     reason: Mapped[str | None]
     """Why it is where it is, where the status alone does not say."""
     subject_key: Mapped[UUID | None]
@@ -123,9 +152,35 @@ class ErasureRequest(Table):
         Index(
             "ix_erasure_requests_dedupe_key", "dedupe_key", unique=True, postgresql_where=text("dedupe_key IS NOT NULL")
         ),
-        Index("ix_erasure_requests_received", "sequence", postgresql_where=text("status = 'received'")),
+        CheckConstraint(_in("identity_level", frozenset(IdentityLevel)), name="identity_level"),
+        Index("ix_erasure_requests_plannable", "sequence", postgresql_where=text(_in("status", PLANNABLE))),
+        Index("ix_erasure_requests_subject_key", "subject_key", postgresql_where=text("subject_key IS NOT NULL")),
         Index("ix_erasure_requests_open", "received_at", postgresql_where=text("closed_at IS NULL")),
     )
+
+
+class Decision(Table):
+    """What a person decided about a request, on what ground, and when the data subject was told; append-only."""
+
+    __tablename__ = "decisions"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    kind: Mapped[str]
+    """A :class:`app.domain.decisions.Kind`."""
+    client_id: Mapped[UUID | None] = mapped_column(ForeignKey("clients.id"))
+    """Who decided; none: the service itself, by policy."""
+    decided_at: Mapped[datetime]
+    models: Mapped[list[str] | None]
+    """Which models a refusal is about; none: the whole request."""
+    data_class: Mapped[str | None]
+    """The controller's name for the data that stay, such as ``invoices``."""
+    ground: Mapped[str | None]
+    explanation: Mapped[str | None]
+    """In the decider's words; becomes part of the notice."""
+    until: Mapped[datetime | None]
+    """When a hold is looked at again, or what a deadline was moved to."""
+    notified_at: Mapped[datetime | None]
+    """When the data subject was told."""
 
 
 class RequestKey(Table):
@@ -148,7 +203,7 @@ class Idempotency(Table):
     """Which request answered which Idempotency-Key; kept for a day."""
 
     __tablename__ = "idempotency_keys"
-    client_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), primary_key=True)
     key_digest: Mapped[bytes] = mapped_column(primary_key=True)
     """Keyed hash: callers put anything into such keys."""
     body_digest: Mapped[bytes]
@@ -412,6 +467,10 @@ class WebhookEndpoint(Table):
 
     __tablename__ = "webhook_endpoints"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
+    """It hears of this client's requests only."""
+    every_client: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Unless it is an office's, which hears of all."""
     url: Mapped[str]
     sealed_secret: Mapped[bytes]
     created_at: Mapped[datetime] = _now()

@@ -17,18 +17,21 @@ from app.storage.tables import ErasureRequest, WebhookDelivery, WebhookEndpoint
 
 
 def promise(tx: Session, request_id: UUID, *, status: RequestStatus, at: datetime) -> None:
-    """Promise every active endpoint a message, in the transaction that makes it true.
+    """Promise every active endpoint that hears of this request a message, in the transaction that makes it true.
 
     The body is thin: an id, a state, and the public log's checkpoint, of which every receiver becomes a witness.
     Whoever wants more asks the API, with a key.
     """
-    sequence = tx.scalar(select(ErasureRequest.sequence).where(ErasureRequest.id == request_id))
+    sequence, client_id = tx.execute(
+        select(ErasureRequest.sequence, ErasureRequest.client_id).where(ErasureRequest.id == request_id)
+    ).one()
     body = webhook.body(
         f"erasure_request.{status}",
         at,
         {"id": str(request_id), "status": str(status), "sequence": sequence, "checkpoint": audit.current_note(tx)},
     )
-    endpoints = tx.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))).all()
+    hears = WebhookEndpoint.every_client | (WebhookEndpoint.client_id == client_id)
+    endpoints = tx.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None), hears)).all()
     for endpoint_id in endpoints:
         tx.execute(insert(WebhookDelivery).values(endpoint_id=endpoint_id, request_id=request_id, body=body))
 
@@ -78,11 +81,22 @@ def log_attempt(tx: Session, delivery_id: UUID, *, outcome: str, delivered: bool
     )
 
 
-def add_endpoint(tx: Session, endpoint_id: UUID, *, url: str, sealed_secret: bytes) -> WebhookEndpoint:
+def add_endpoint(tx: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
     """Store a new endpoint."""
-    endpoint = WebhookEndpoint(id=endpoint_id, url=url, sealed_secret=sealed_secret)
     tx.add(endpoint)
     tx.flush()
+    return endpoint
+
+
+def need(tx: Session, endpoint_id: UUID, *, client_id: UUID) -> WebhookEndpoint:
+    """A client's endpoint; another's is as good as none.
+
+    Raises:
+        NotFound: The client has no such endpoint.
+    """
+    endpoint = tx.get(WebhookEndpoint, endpoint_id)
+    if endpoint is None or endpoint.client_id != client_id:
+        raise NotFound("there is no such webhook endpoint")
     return endpoint
 
 
@@ -110,12 +124,17 @@ def disable(tx: Session, endpoint_id: UUID, *, because: str) -> None:
     )
 
 
-def endpoints(tx: Session) -> Sequence[WebhookEndpoint]:
-    """All endpoints, newest first."""
-    return tx.scalars(select(WebhookEndpoint).order_by(WebhookEndpoint.created_at.desc())).all()
+def endpoints(tx: Session, *, client_id: UUID) -> Sequence[WebhookEndpoint]:
+    """A client's endpoints, newest first."""
+    theirs = select(WebhookEndpoint).where(WebhookEndpoint.client_id == client_id)
+    return tx.scalars(theirs.order_by(WebhookEndpoint.created_at.desc())).all()
 
 
-def deliveries(tx: Session, *, request_id: UUID | None = None, limit: int = 100) -> Sequence[WebhookDelivery]:
-    """The delivery log, newest first."""
-    query = select(WebhookDelivery).order_by(WebhookDelivery.created_at.desc()).limit(limit)
+def deliveries(
+    tx: Session, *, client_id: UUID, request_id: UUID | None = None, limit: int = 100
+) -> Sequence[WebhookDelivery]:
+    """The delivery log of a client's endpoints, newest first."""
+    theirs = select(WebhookEndpoint.id).where(WebhookEndpoint.client_id == client_id)
+    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id.in_(theirs))
+    query = query.order_by(WebhookDelivery.created_at.desc()).limit(limit)
     return tx.scalars(query.where(WebhookDelivery.request_id == request_id) if request_id else query).all()

@@ -13,7 +13,7 @@ import torch
 from pydantic import SecretStr
 from sqlalchemy import func, select
 
-from app import catalog, certificates, intake, planning
+from app import catalog, certificates, intake, keymaking, planning
 from app.domain.lifecycle import JobStatus
 from app.errors import Conflict, LeaseLost, Misconfigured
 from app.storage import jobs, keys, moves, requests
@@ -367,7 +367,10 @@ def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench, monkeypatch: pyt
 
 def test_a_terminal_request_has_promised_one_delivery_per_endpoint(bench: Bench) -> None:
     with transaction(bench.ctx.engine) as tx:
-        tx.add(WebhookEndpoint(url="https://portal.example/", sealed_secret=b""))
+        client_id = keymaking.operator(tx)
+        tx.add(
+            WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/", sealed_secret=b"")
+        )
     bench.demand(1)
     bench.run_all()
     assert count(bench, WebhookDelivery) == 1
