@@ -127,8 +127,10 @@ def table(straight: Straight) -> Iterator[dict[tuple[str, str], Future[Aftermath
 
 
 def add_endpoints(house: Installation) -> None:
-    statement = "INSERT INTO webhook_endpoints (id, client_id, every_client, url, sealed_secret)"
+    statement = (
+        "INSERT INTO webhook_endpoints (id, client_id, every_client, url, sealed_secret)"
         " SELECT gen_random_uuid(), id, true, :url, '' FROM clients LIMIT 1"
+    )
     with house.engine.begin() as connection:
         for number in range(ENDPOINTS):
             connection.execute(text(statement), {"url": f"https://portal-{number}.example/hook"})
