@@ -1,4 +1,4 @@
-# Two images from one base: `api` has no torch, celery or redis; `worker` has all of them.
+# Two images from one base: `api` has no torch and no celery; `worker` has both.
 #
 #   docker build --target api .        HTTP and migrations
 #   docker build --target worker .     dispatch, webhooks and unlearning

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID
@@ -20,26 +21,42 @@ from rich.console import Console
 from rich.table import Column, Table
 from sqlalchemy.orm import Session
 
-from app import catalog, certificates, doctor, intake, keymaking, planning, queue, supervisor
+from app import (
+    catalog,
+    certificates,
+    decisions,
+    doctor,
+    intake,
+    keymaking,
+    notices,
+    queue,
+    sieve,
+    supervisor,
+)
 from app.api.auth import Scope
 from app.audit import evidence, restore
 from app.audit.mirror import Mirror
 from app.audit.sequencer import Sequencer, as_signed
+from app.domain import periods
+from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Notice
 from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
 from app.storage import audit, keys, migrate, requests, roles, versions
 from app.storage.sessions import connect, transaction
+from app.storage.tables import ApiKey, ErasureRequest
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Carry erasure requests through to trained models.")
 models = typer.Typer(no_args_is_help=True, help="Register models, look at versions, roll back.")
 erasures = typer.Typer(no_args_is_help=True, help="Look at erasure requests, make and cancel them.")
 log_commands = typer.Typer(no_args_is_help=True, help="The public log: export it, print its keys.")
+suppressed = typer.Typer(no_args_is_help=True, help="For training pipelines: who must not be trained on.")
 api_keys = typer.Typer(no_args_is_help=True, help="Make and revoke API keys.")
 cli.add_typer(models, name="models")
 cli.add_typer(erasures, name="requests")
 cli.add_typer(api_keys, name="keys")
 cli.add_typer(log_commands, name="log")
+cli.add_typer(suppressed, name="suppressions")
 console = Console()
 _errors = Console(stderr=True)
 
@@ -274,8 +291,114 @@ def cancel(request_id: UUID) -> None:
 def retry(request_id: UUID) -> None:
     """Give a request that needs attention to a new job."""
     with _tx() as (tx, settings):
-        planning.retry(tx, request_id, now=_now(), settings=settings)
-    console.print("queued")
+        by = keymaking.operator(tx)
+        _tell(decisions.retry(tx, request_id, by=by, now=_now(), settings=settings))
+
+
+Remark = Annotated[str | None, typer.Option("--explanation", help="In your words; name nobody.")]
+
+
+@erasures.command(name="confirm-identity")
+def confirm_identity(request_id: UUID, level: Annotated[IdentityLevel, typer.Option(help="How sure it is.")]) -> None:
+    """Say that the person is known now; the request goes on."""
+    with _tx() as (tx, settings):
+        by = keymaking.operator(tx)
+        found = decisions.confirm_identity(tx, request_id, level, by=by, seen_by=None, now=_now(), settings=settings)
+        _tell(found)
+
+
+@erasures.command()
+def approve(request_ids: list[UUID], explanation: Remark = None) -> None:
+    """Agree to requests that are pending; the command line counts as one person."""
+    with _tx() as (tx, _):
+        act = partial(decisions.approve, tx, by=keymaking.operator(tx), now=_now(), explanation=explanation)
+        outcomes = decisions.each(tx, request_ids, act)
+    for one in outcomes:
+        said = one.request.status if one.request else one.error
+        console.print(f"{one.request_id} {said}", highlight=False, soft_wrap=True)
+    if any(one.error for one in outcomes):
+        sys.exit(1)
+
+
+@erasures.command()
+def hold(
+    request_id: UUID,
+    ground: Annotated[HoldGround, typer.Option(help="Why.")],
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of the next review.")],
+    explanation: Remark = None,
+) -> None:
+    """Let a request wait; its clock runs on."""
+    with _tx() as (tx, settings):
+        day = until.replace(tzinfo=settings.zone)
+        found = decisions.hold(
+            tx, request_id, ground=ground, until=day, by=keymaking.operator(tx), now=_now(), explanation=explanation
+        )
+        _tell(found)
+
+
+@erasures.command()
+def release(request_id: UUID, explanation: Remark = None) -> None:
+    """End a hold; the request is planned anew."""
+    with _tx() as (tx, settings):
+        by = keymaking.operator(tx)
+        _tell(decisions.release(tx, request_id, by=by, now=_now(), settings=settings, explanation=explanation))
+
+
+@erasures.command()
+def refuse(
+    request_id: UUID,
+    ground: Annotated[Ground, typer.Option(help="A word of the law.")],
+    model: Annotated[list[str] | None, typer.Option(help="Only these models; repeat for more.")] = None,
+    data_class: Annotated[str | None, typer.Option(help="Your name for data that stay, such as invoices.")] = None,
+    explanation: Remark = None,
+) -> None:
+    """Refuse a request, or leave some models or a class of data out of it."""
+    refusal = decisions.Refusal(ground=ground, explanation=explanation, models=model, data_class=data_class)
+    with _tx() as (tx, settings):
+        by = keymaking.operator(tx)
+        _tell(decisions.refuse(tx, request_id, refusal, by=by, now=_now(), settings=settings))
+    console.print("the person has to be told: `expunge requests notices` says what", highlight=False)
+
+
+@erasures.command()
+def extend(
+    request_id: UUID,
+    months: Annotated[int, typer.Option(help="One or two further months.", min=1, max=2)],
+    reason: Annotated[ExtensionReason, typer.Option(help="The law knows two.")],
+    explanation: Remark = None,
+) -> None:
+    """Move a deadline, once, within the first month (Art. 12(3) GDPR)."""
+    extension = decisions.Extension(further_months=months, reason=reason, explanation=explanation)
+    with _tx() as (tx, settings):
+        by = keymaking.operator(tx)
+        found = decisions.extend(tx, request_id, extension, by=by, now=_now(), settings=settings)
+    console.print(f"due {found.deadline.astimezone(settings.zone):%F}; not lawful until the person is told")
+
+
+@erasures.command(name="notices")
+def show_notices(
+    request_id: UUID,
+    kind: Annotated[Notice | None, typer.Option(help="Print this one as text.")] = None,
+    sent: Annotated[Notice | None, typer.Option(help="Write down that this one was sent.")] = None,
+    language: Annotated[str | None, typer.Option(help="en or de.")] = None,
+) -> None:
+    """List what the person has to be told and whether they were, or print one of the notices."""
+    with _tx() as (tx, settings):
+        request = requests.locked(tx, request_id)
+        if sent:
+            notices.note_sent(tx, request, sent, at=_now(), now=_now(), settings=settings)
+        if kind:
+            print(notices.text_of(tx, request, kind, language or settings.language, settings), end="")
+            return
+        table = Table("notice", "due", "sent", "")
+        for one in notices.owed(tx, request, settings):
+            due, told = (f"{moment:%F}" if moment else "" for moment in (one.due, one.sent_at))
+            table.add_row(one.kind, due, told, one.problem or "")
+    console.print(table)
+
+
+def _tell(request: ErasureRequest) -> None:
+    console.print(f"{request.id} {request.status}, due {request.deadline:%F}", highlight=False)
 
 
 @erasures.command()
@@ -386,12 +509,64 @@ def restore_replay(
         _errors.print(f"[yellow]{len(done.lost)} requests came in after the backup; have them sent again:[/] {refs}")
 
 
+@suppressed.command(name="filter")
+def leave_out(
+    manifest: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: sample_id, user_id, …")],
+    model: Annotated[str, typer.Option(help="The model that will be trained on it.")],
+    api_key: Annotated[
+        str, typer.Option(envvar="EXPUNGE_API_KEY", help="By the environment: process lists show command lines.")
+    ],
+    url: Annotated[str, typer.Option(help="Where the API answers.")] = "http://127.0.0.1:8000",
+    column: Annotated[str, typer.Option(help="The column that names people.")] = "user_id",
+) -> None:
+    """Write a manifest to stdout without the samples of people who must not be trained on; needs no database."""
+    with sieve.Pipeline(url, api_key, model=model) as pipeline:
+        done = sieve.sift(manifest, sys.stdout, pipeline, column=column)
+    _errors.print(f"{done.kept} rows kept, {done.left_out} left out", highlight=False)
+
+
 @api_keys.command(name="create")
-def create_key(name: str, scope: Annotated[list[Scope], typer.Option(help="What it may do; repeat for more.")]) -> None:
-    """Make a key; it is printed once."""
+def create_key(
+    name: str,
+    scope: Annotated[list[Scope], typer.Option(help="What it may do; repeat for more.")],
+    client: Annotated[str | None, typer.Option(help="Name or id of a client that shall have one more key.")] = None,
+    expires: Annotated[str | None, typer.Option(help="After a time (90d, 12h) or on a date (UTC).")] = None,
+) -> None:
+    """Make a key, and a client of the same name if none is given; it is printed once."""
     with _tx() as (tx, _):
-        key, secret = keymaking.create(tx, name=name, scopes=scope)
-    _errors.print(f"key {key.id} for {name}; keep it, it is shown only now", highlight=False)
+        if client is None and keys.client_named(tx, name):
+            raise Conflict(f"there is a client of this name; add --client {name} for one more key of it")
+        key, secret = keymaking.create(
+            tx,
+            name=name,
+            scopes=scope,
+            client_id=keymaking.client_of(tx, client).id if client else None,
+            expires_at=periods.moment(expires, _now(), field="--expires") if expires else None,
+        )
+    _hand_over(key, secret)
+
+
+@api_keys.command()
+def rotate(
+    key_id: UUID,
+    overlap: Annotated[str, typer.Option(help="How long the old key is good beside the new one (7d, 12h).")] = "7d",
+    expires: Annotated[str | None, typer.Option(help="When the new key expires; else it lives as long again.")] = None,
+) -> None:
+    """Make a key in the place of another: same client, same scopes; the old one ends when the overlap ends."""
+    with _tx() as (tx, _):
+        key, secret = keymaking.rotate(
+            tx,
+            key_id,
+            overlap=periods.period(overlap, field="--overlap"),
+            now=_now(),
+            expires_at=periods.moment(expires, _now(), field="--expires") if expires else None,
+        )
+    _hand_over(key, secret)
+
+
+def _hand_over(key: ApiKey, secret: str) -> None:
+    until = f", good until {key.expires_at:%F %T} UTC" if key.expires_at else ""
+    _errors.print(f"key {key.id} for {key.name}{until}; keep it, it is shown only now", highlight=False, soft_wrap=True)
     print(secret)
 
 
@@ -399,11 +574,41 @@ def create_key(name: str, scope: Annotated[list[Scope], typer.Option(help="What 
 def list_keys() -> None:
     """List keys by their first characters."""
     with _tx() as (tx, _):
-        table = Table("id", "name", "begins with", "scopes", "last used", "revoked")
-        for key in keys.every(tx):
+        table = Table(
+            Column("id", no_wrap=True, min_width=36), "name", "client", "begins with", "scopes", "last used", "ends"
+        )
+        for key, client in keys.every(tx):
             used = f"{key.last_used_at:%F %T}" if key.last_used_at else ""
-            revoked = f"{key.revoked_at:%F %T}" if key.revoked_at else ""
-            table.add_row(str(key.id), key.name, key.hint, " ".join(key.scopes), used, revoked)
+            ends = f"revoked {key.revoked_at:%F %T}" if key.revoked_at else ""
+            ends = ends or (f"{key.expires_at:%F %T}" if key.expires_at else "")
+            table.add_row(str(key.id), key.name, client.name, key.hint, " ".join(key.scopes), used, ends)
+    console.print(table)
+
+
+@api_keys.command(name="client")
+def describe_client(
+    name: Annotated[str, typer.Argument(help="Name or id; a client of a new name is made.")],
+    oidc_subject: Annotated[str | None, typer.Option(help="The subject of its tokens; '' for none.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What its tokens may have at most.")] = None,
+    daily_erasures: Annotated[int | None, typer.Option(min=0, help="Requests it may make in a day.")] = None,
+) -> None:
+    """Register a client, or change what its tokens may do and how much it may ask for."""
+    with _tx() as (tx, _):
+        client = keymaking.describe_client(
+            tx, name, oidc_subject=oidc_subject, token_scopes=scope, daily_erasures=daily_erasures
+        )
+        tx.flush()
+    console.print(f"client {client.id}: {client.name}", highlight=False, soft_wrap=True)
+
+
+@api_keys.command(name="clients")
+def list_clients() -> None:
+    """List clients: whose tokens they are, and what those may do at most."""
+    with _tx() as (tx, _):
+        table = Table(Column("id", no_wrap=True, min_width=36), "name", "subject", "its tokens may", "a day")
+        for c in keys.clients(tx):
+            cap = "" if c.daily_erasures is None else str(c.daily_erasures)
+            table.add_row(str(c.id), c.name, c.oidc_subject or "", " ".join(c.token_scopes), cap)
     console.print(table)
 
 

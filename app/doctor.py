@@ -12,7 +12,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import queue
+from app import processor, queue
 from app.audit.sequencer import Sequencer, as_signed
 from app.errors import ExpungeError
 from app.settings import Settings
@@ -34,7 +34,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at keys, database, schema, broker, workers and model store, in the order in which they depend."""
-    return [*_keys(settings), *_database(settings), _broker(settings), _store(settings)]
+    return [*_keys(settings), *_database(settings), _broker(settings), _store(settings), _opendsr(settings)]
 
 
 def _keys(settings: Settings) -> list[Finding]:
@@ -123,6 +123,12 @@ def _broker(settings: Settings) -> Finding:
     except OSError as error:
         return Finding("broker", False, f"{type(error).__name__}; check REDIS_URL. Requests are accepted meanwhile")
     return Finding("broker", b"PONG" in answer, "answers" if b"PONG" in answer else "refuses the password in REDIS_URL")
+
+
+def _opendsr(settings: Settings) -> Finding:
+    complaint = processor.complaint(settings, now=datetime.now(UTC))
+    fine = "clients can check what we sign" if settings.opendsr_domain else "not used"
+    return Finding("OpenDSR", complaint is None, complaint or fine)
 
 
 def _store(settings: Settings) -> Finding:

@@ -8,10 +8,12 @@
     │   └── SignatureRefused     a webhook that isn't ours, or isn't fresh (domain/webhook.py)
     ├── Forbidden           403  a known key without the scope
     ├── NotFound            404  no such thing
+    │   └── NotConfigured        a dialect that the operator has not set up
     ├── Conflict            409  the thing exists, but not in a state that allows this
     │   ├── IllegalMove          a status change outside the machine, or someone was faster
     │   ├── LeaseLost            this worker no longer holds the job; drop the result
     │   └── BaseMoved            the model got a new version meanwhile; unlearn again on it
+    ├── TooMany             429  this caller has used up what it may do for now; says when it may go on
     ├── Unavailable         503  PostgreSQL can't be reached; nothing was accepted
     ├── LogStopped          503  the public log is not signed until a person has looked
     ├── Undelivered         502  a callback found no answer (workers/egress.py)
@@ -59,6 +61,12 @@ class NotFound(ExpungeError):
     status, code = 404, "not-found"
 
 
+class NotConfigured(NotFound):
+    """This dialect is not spoken here until the operator sets it up; the sentence says how."""
+
+    code = "not-configured"
+
+
 class Conflict(ExpungeError):
     """The thing exists, but its state does not allow what was asked."""
 
@@ -81,6 +89,16 @@ class BaseMoved(Conflict):
     """The model's current version is no longer the one the candidate was computed from."""
 
     code = "base-moved"
+
+
+class TooMany(ExpungeError):
+    """The caller has used up what it may do for now."""
+
+    status, code = 429, "too-many"
+
+    def __init__(self, sentence: str, *, retry_after_seconds: float) -> None:
+        super().__init__(sentence)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(ExpungeError):

@@ -1,35 +1,57 @@
-"""What a portal can make happen: accept and cancel; one function is one transaction."""
+"""What a portal can make happen: accept, one demand or many, and cancel; one function is one transaction.
+
+There is one way in. A single demand, a flush of the group commit, a bulk call, the command line and other portals'
+dialects all come through :func:`accept_many`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID, uuid4
+from datetime import UTC, datetime, time, timedelta
+from operator import attrgetter
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import keyring
+from app import decisions, keyring
 from app.domain import deadlines, identifiers
+from app.domain.decisions import IdentityLevel
 from app.domain.lifecycle import CANCELLABLE, RequestStatus
-from app.errors import Conflict, Invalid
+from app.errors import Conflict, ExpungeError, Invalid, TooMany
 from app.settings import Settings
-from app.storage import audit, moves, requests, versions
-from app.storage.tables import ErasureRequest, RequestKey
+from app.storage import arrivals, moves, requests, versions
+from app.storage.arrivals import Arrival, Binding, Place
+from app.storage.tables import ErasureRequest
+
+_SEALED_AT_ONCE = 256
+_NEARLY_SPENT = 2048
+"""Eight flushes: with fewer left of a client's day, transactions count one after the other, so that none is one too
+many. With more, what others have not committed yet can't reach the end."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """What the portal asks for."""
 
     user_id: str
     models: Sequence[str] | None = None
     reference: str | None = None
+    identity_level: IdentityLevel | None = None
+    """How sure the portal is that the person is who they say; none: it does not say."""
+    traceparent: str | None = None
+    """The trace that it came in by; no part of the demand."""
 
     def parts(self) -> list[bytes]:
         """Everything that makes two demands the same demand."""
         scope = "\0".join(sorted(set(self.models))) if self.models else "*"
         return [self.user_id.encode(), scope.encode(), (self.reference or "").encode()]
+
+    def body(self) -> list[bytes]:
+        """Everything that makes two bodies the same body: who is surer of the person says something else."""
+        return [*self.parts(), *([self.identity_level.encode()] if self.identity_level else [])]
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,31 @@ class Accepted:
 
     request: ErasureRequest
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filing:
+    """A demand as a client hands it in."""
+
+    demand: Demand
+    client_id: UUID
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """The request that answers a filing, and whether it is new: then as it was written, else as it stands."""
+
+    request: Arrival | ErasureRequest
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A bulk call: its id, and how many people must agree to what it asks for."""
+
+    id: UUID | None = None
+    approvals: int = 0
 
 
 def accept(
@@ -49,30 +96,39 @@ def accept(
 
     Raises:
         Invalid: The user id breaks a rule, a model is unknown, or the Idempotency-Key was used for another body.
+        TooMany: The client has made all requests that it may make today.
     """
-    if idempotency_key is not None:
-        replay = _replay(tx, demand, client_id=client_id, idempotency_key=idempotency_key, settings=settings)
-        if replay is not None:
-            return Accepted(replay, created=False)
-    unknown = versions.unknown(tx, demand.models or ())
-    if unknown:
-        raise Invalid("models", f"{len(unknown)} of the models named are not registered; GET /v1/models lists them")
-    key = keyring.new_key()
-    request = _request(demand, key, client_id=client_id, now=now, settings=settings)
-    created = requests.add(tx, request) is not None
-    if created:
-        wrapped = keyring.wrap(settings.key("wrapping_key"), key)
-        tx.add(RequestKey(request_id=request.id, purpose=audit.WORKING, wrapped=wrapped))
-        moves.receive(tx, request)
-    else:
-        twin = requests.open_twin(tx, request.dedupe_key or b"")
-        if twin is None:  # it ended between our insert and this look; the portal's repeat will be a new request
-            raise Conflict("the same demand has just been closed; send it again")
-        request = twin
-    tx.flush()
-    if idempotency_key is not None:
-        _remember(tx, demand, request, client_id=client_id, idempotency_key=idempotency_key, settings=settings)
-    return Accepted(requests.get(tx, request.id), created=created)
+    [outcome] = accept_many(tx, [Filing(demand, client_id, idempotency_key)], now=now, settings=settings)
+    if isinstance(outcome, ExpungeError):
+        raise outcome
+    return Accepted(requests.get(tx, outcome.request.id), outcome.created)
+
+
+def accept_many(
+    tx: Session, filings: Sequence[Filing], *, now: datetime, settings: Settings, batch: Batch = Batch()
+) -> list[Filed | ExpungeError]:
+    """Write many demands down as :func:`accept` would one after the other, with a statement for each table.
+
+    Returns:
+        For each filing its request, or why there is none; nothing was written for that one.
+
+    Raises:
+        Conflict: Somebody else wrote the same at this moment. Nothing of the transaction may stay; tried again, alone,
+            a demand finds what the other has written.
+    """
+    moment = _Moment(now, settings, batch)
+    cases = [_case(moment, filing) for filing in filings]
+    _replay(tx, cases)
+    _refuse_unknown_models(tx, cases)
+    _refuse_other_bodies(cases)
+    leaders = _leaders(cases)
+    _within_the_day(tx, leaders, moment)
+    _write(tx, leaders, moment)
+    for case in cases:
+        if case.leader is not None:
+            case.follow(case.leader)
+    _remember(tx, cases)
+    return [case.settled() for case in cases]
 
 
 def cancel(
@@ -91,6 +147,7 @@ def cancel(
         raise Conflict("this deletion was completed once and is being repeated after a rollback; it can't be cancelled")
     if request.status not in CANCELLABLE:
         raise Conflict(f"the request is {request.status}; only one that still waits can be cancelled")
+    decisions.need_untouched(tx, request, "cancelled")
     moves.move_request(
         tx,
         request_id,
@@ -103,51 +160,227 @@ def cancel(
     return requests.locked(tx, request_id)
 
 
-def _request(demand: Demand, key: bytes, *, client_id: UUID, now: datetime, settings: Settings) -> ErasureRequest:
-    identifiers.check_user_id(demand.user_id)
-    index_key, request_id = settings.key("index_key"), uuid4()
-    return ErasureRequest(
-        id=request_id,
-        client_id=client_id,
-        reference=demand.reference,
-        models=sorted(set(demand.models)) if demand.models else None,
-        received_at=now,
-        deadline=deadlines.due(now, settings.zone),
-        subject_key=identifiers.subject_key(index_key, demand.user_id),
-        suppression_key=identifiers.suppression_key(index_key, demand.user_id),
-        sealed_user_id=keyring.seal(key, demand.user_id.encode(), context=request_id.bytes),
-        dedupe_key=keyring.fingerprint(index_key, b"demand", client_id.bytes, *demand.parts()),
+class _Moment:
+    """What all demands of one transaction share."""
+
+    def __init__(self, now: datetime, settings: Settings, batch: Batch) -> None:
+        self.now, self.settings, self.batch = now, settings, batch
+        self.index_key, self.wrapping_key = settings.key("index_key"), settings.key("wrapping_key")
+        self.local = now.astimezone(settings.zone)
+        self.deadline = deadlines.due(now, settings.zone).astimezone(UTC)
+        self.known = {level: level.reaches(settings.identity_needed) for level in IdentityLevel}
+        self.approvals = max(settings.approvals if settings.approval == "all" else 0, batch.approvals)
+
+    def level(self, demand: Demand) -> IdentityLevel:
+        """How sure the portal is, or is taken to be."""
+        return demand.identity_level or self.settings.identity_assumed
+
+    def seconds_left(self) -> float:
+        """Until the day is over in which erasures are counted."""
+        tomorrow = datetime.combine(self.local.date() + timedelta(days=1), time(), self.local.tzinfo)
+        return (tomorrow - self.local).total_seconds()
+
+
+@dataclass(slots=True)
+class _Case:
+    """A filing on its way to its outcome."""
+
+    filing: Filing
+    level: IdentityLevel
+    place: Place | None
+    body_digest: bytes
+    dedupe_key: bytes
+    outcome: Filed | ExpungeError | None = None
+    leader: _Case | None = None
+    """An earlier filing of the same transaction that makes the same demand."""
+    replayed: bool = False
+
+    def follow(self, leader: _Case) -> None:
+        """Have the outcome of the same demand before it; the request is no longer new."""
+        told = leader.outcome
+        self.outcome = Filed(told.request, created=False) if isinstance(told, Filed) else told
+
+    def settled(self) -> Filed | ExpungeError:
+        """The outcome, which there must be by now."""
+        assert self.outcome is not None
+        return self.outcome
+
+
+def _case(moment: _Moment, filing: Filing) -> _Case:
+    """Compute what a demand is known by; nothing that can't be one gets so far."""
+    demand, key = filing.demand, filing.idempotency_key
+    case = _Case(filing, moment.level(demand), None, b"", b"")
+    try:
+        identifiers.check_user_id(demand.user_id)
+    except Invalid as error:
+        case.outcome = error
+        return case
+    mark = keyring.fingerprint
+    case.dedupe_key = mark(moment.index_key, b"demand", filing.client_id.bytes, *demand.parts())
+    if key is not None:
+        case.place = filing.client_id, mark(moment.index_key, b"idempotency", filing.client_id.bytes, key.encode())
+        # It tells two bodies under one key apart, and is worthless to whoever lacks either our key or the caller's.
+        case.body_digest = mark(moment.index_key, b"body", key.encode(), *demand.body())
+    return case
+
+
+def _undecided(cases: Iterable[_Case]) -> list[_Case]:
+    return [case for case in cases if case.outcome is None]
+
+
+def _replay(tx: Session, cases: Sequence[_Case]) -> None:
+    """Answer with what the same Idempotency-Key was answered with before."""
+    earlier = arrivals.answers(tx, [case.place for case in cases if case.place])
+    mine = [(case, earlier[case.place]) for case in cases if case.place in earlier and case.outcome is None]
+    known = arrivals.those(tx, [answer.request_id for _, answer in mine if answer.request_id])
+    for case, answer in mine:
+        same = answer.body_digest == case.body_digest and answer.request_id is not None
+        case.outcome = Filed(known[answer.request_id], created=False) if same and answer.request_id else _other_body()
+        case.replayed = True
+
+
+def _other_body() -> Invalid:
+    return Invalid("Idempotency-Key", "this key was used for another body; use a new key for a new demand")
+
+
+def _refuse_unknown_models(tx: Session, cases: Sequence[_Case]) -> None:
+    asking = [case for case in _undecided(cases) if case.filing.demand.models]
+    named = {name for case in asking for name in case.filing.demand.models or ()}
+    unknown = set(versions.unknown(tx, named)) if named else set()
+    for case in asking:
+        lacking = len(unknown.intersection(case.filing.demand.models or ()))
+        if lacking:
+            sentence = f"{lacking} of the models named are not registered; GET /v1/models lists them"
+            case.outcome = Invalid("models", sentence)
+
+
+def _refuse_other_bodies(cases: Sequence[_Case]) -> None:
+    """Of one key that comes twice in a transaction, the first binds it."""
+    bound: dict[Place, bytes] = {}
+    for case in _undecided(cases):
+        if case.place and bound.setdefault(case.place, case.body_digest) != case.body_digest:
+            case.outcome = _other_body()
+
+
+def _leaders(cases: Sequence[_Case]) -> list[_Case]:
+    """The first of each demand; the others follow it, and lend it what they know of the person's identity."""
+    first: dict[bytes, _Case] = {}
+    for case in _undecided(cases):
+        leader = first.setdefault(case.dedupe_key, case)
+        if leader is not case:
+            case.leader = leader
+            leader.level = case.level if case.level.reaches(leader.level) else leader.level
+    return list(first.values())
+
+
+def _within_the_day(tx: Session, leaders: Sequence[_Case], moment: _Moment) -> None:
+    """Refuse what is more than a client may ask for in a day; demands that we have already don't count."""
+    if not leaders:
+        return
+    wanted = _by_client(leaders)
+    left = _left(tx, wanted, moment)
+    tight = {client_id for client_id, cases in wanted.items() if len(cases) > left[client_id] - _NEARLY_SPENT}
+    if not tight:
+        return
+    arrivals.hold_counts(tx, tight)
+    left = _left(tx, tight, moment)
+    known = arrivals.twins(tx, [case.dedupe_key for client_id in tight for case in wanted[client_id]])
+    for client_id in tight:
+        fresh = [case for case in wanted[client_id] if case.dedupe_key not in known]
+        for case in fresh[max(0, left[client_id]) :]:
+            sentence = "this client has made all the erasure requests that it may make today"
+            case.outcome = TooMany(sentence, retry_after_seconds=moment.seconds_left())
+
+
+def _by_client(cases: Iterable[_Case]) -> dict[UUID, list[_Case]]:
+    found: dict[UUID, list[_Case]] = {}
+    for case in cases:
+        found.setdefault(case.filing.client_id, []).append(case)
+    return found
+
+
+def _left(tx: Session, client_ids: Iterable[UUID], moment: _Moment) -> dict[UUID, int]:
+    usual = moment.settings.daily_erasures
+    return dict(arrivals.room(tx, client_ids, day=moment.local.date(), usual=usual))
+
+
+def _write(tx: Session, leaders: Sequence[_Case], moment: _Moment) -> None:
+    """Write the requests; where the same demand is open, that one answers."""
+    for sealed in _sealed(sorted(_undecided(leaders), key=attrgetter("dedupe_key")), moment):
+        new = moves.arrive(tx, [arrival for _, arrival in sealed], day=moment.local.date())
+        for case, arrival in sealed:
+            if arrival.id in new:
+                case.outcome = Filed(arrival, created=True)
+    rest = _undecided(leaders)
+    twins = arrivals.twins(tx, [case.dedupe_key for case in rest])
+    for case in rest:
+        twin = twins.get(case.dedupe_key)
+        # none: it ended between our insert and this look; the portal's repeat will be a new request
+        closed = Conflict("the same demand has just been closed; send it again")
+        case.outcome = Filed(_surer(tx, twin, case, moment), created=False) if twin else closed
+
+
+def _sealed(cases: Sequence[_Case], moment: _Moment) -> Iterator[list[tuple[_Case, Arrival]]]:
+    """What is to be written, some at a time: the next are sealed in a thread while PostgreSQL writes the last."""
+
+    def seal(start: int) -> list[tuple[_Case, Arrival]]:
+        return [(case, _arrival(case, moment)) for case in cases[start : start + _SEALED_AT_ONCE]]
+
+    starts = range(0, len(cases), _SEALED_AT_ONCE)
+    if len(starts) <= 1:
+        yield from map(seal, starts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="seal") as thread:
+        yield from thread.map(seal, starts)
+
+
+def _surer(tx: Session, twin: ErasureRequest, case: _Case, moment: _Moment) -> ErasureRequest:
+    """The open request; if it waits for just what the repeat says of the person, it goes on."""
+    awaits = twin.status == RequestStatus.AWAITING_IDENTITY
+    if not (awaits and moment.known[case.level]):
+        return twin
+    client_id = case.filing.client_id
+    return decisions.confirm_identity(
+        tx, twin.id, case.level, by=client_id, seen_by=client_id, now=moment.now, settings=moment.settings
     )
 
 
-def _key_digest(settings: Settings, client_id: UUID, idempotency_key: str) -> bytes:
-    return keyring.fingerprint(settings.key("index_key"), b"idempotency", client_id.bytes, idempotency_key.encode())
+def _arrival(case: _Case, moment: _Moment) -> Arrival:
+    demand, key = case.filing.demand, keyring.new_key()
+    random = secrets.token_bytes(32)
+    request_id = UUID(bytes=random[:16], version=4)
+    return Arrival(
+        id=request_id,
+        ref=random[16:].hex(),
+        status=RequestStatus.RECEIVED if moment.known[case.level] else RequestStatus.AWAITING_IDENTITY,
+        client_id=case.filing.client_id,
+        batch_id=moment.batch.id,
+        reference=demand.reference,
+        models=sorted(set(demand.models)) if demand.models else None,
+        received_at=moment.now,
+        deadline=moment.deadline,
+        identity_level=case.level,
+        approvals_needed=moment.approvals,
+        subject_key=identifiers.subject_key(moment.index_key, demand.user_id),
+        suppression_key=identifiers.suppression_key(moment.index_key, demand.user_id),
+        sealed_user_id=keyring.seal(key, demand.user_id.encode(), context=request_id.bytes),
+        dedupe_key=case.dedupe_key,
+        wrapped=keyring.wrap(moment.wrapping_key, key),
+        traceparent=demand.traceparent,
+    )
 
 
-def _body_digest(settings: Settings, demand: Demand, idempotency_key: str) -> bytes:
-    """Tells two bodies under one key apart; worthless to whoever lacks either our key or the caller's."""
-    return keyring.fingerprint(settings.key("index_key"), b"body", idempotency_key.encode(), *demand.parts())
-
-
-def _replay(
-    tx: Session, demand: Demand, *, client_id: UUID, idempotency_key: str, settings: Settings
-) -> ErasureRequest | None:
-    earlier = requests.answered(tx, client_id, _key_digest(settings, client_id, idempotency_key))
-    if earlier is None:
-        return None
-    if earlier.body_digest != _body_digest(settings, demand, idempotency_key):
-        raise Invalid("Idempotency-Key", "this key was used for another body; use a new key for a new demand")
-    return requests.get(tx, earlier.request_id)
-
-
-def _remember(
-    tx: Session, demand: Demand, request: ErasureRequest, *, client_id: UUID, idempotency_key: str, settings: Settings
-) -> None:
-    key_digest = _key_digest(settings, client_id, idempotency_key)
-    body_digest = _body_digest(settings, demand, idempotency_key)
-    if requests.remember_answer(tx, client_id, key_digest, body_digest=body_digest, request_id=request.id):
+def _remember(tx: Session, cases: Sequence[_Case]) -> None:
+    """Bind the Idempotency-Keys to their answers."""
+    answered = {
+        case.place: Binding(*case.place, case.body_digest, case.outcome.request.id)
+        for case in cases
+        if case.place and not case.replayed and isinstance(case.outcome, Filed)
+    }
+    lost = answered.keys() - arrivals.bind(tx, answered.values())
+    if not lost:
         return
-    # Another transaction has just answered this key: with the same demand it found the same request.
-    replay = _replay(tx, demand, client_id=client_id, idempotency_key=idempotency_key, settings=settings)
-    if replay is None or replay.id != request.id:
+    # Another transaction has just answered these keys: with the same demand it found the same request.
+    theirs = arrivals.answers(tx, lost)
+    if any(place not in theirs or theirs[place].request_id != answered[place].request_id for place in lost):
         raise Conflict("a request with this Idempotency-Key has just been answered; send it again")

@@ -1,17 +1,18 @@
-"""What an operator makes happen with clients and their API keys; one function is one transaction."""
+"""What an operator makes happen with clients, their API keys and their tokens; one function is one transaction."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from app.domain import identifiers
+from app.errors import Conflict, Invalid, NotFound
 from app.storage import keys
-from app.storage.tables import ApiKey
+from app.storage.tables import ApiKey, Client
 
 _OPERATOR = "operator at the command line"
 _HINT = 10
@@ -42,7 +43,75 @@ def create(
     return keys.add(tx, row), secret
 
 
+def rotate(
+    tx: Session, key_id: UUID, *, overlap: timedelta, now: datetime, expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """Make a key that takes another one's place: of the same client, with the same scopes and never with more.
+
+    Both are good until the overlap ends; then the old one is not. A new key lives as long as the old one was meant to,
+    if nothing else is said.
+
+    Raises:
+        NotFound: There is no such key.
+        Conflict: It is revoked or has expired, so there is nothing to take over.
+    """
+    old = keys.locked(tx, key_id)
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Conflict("this key is revoked or has expired; make a new one with `expunge keys create --client`")
+    if expires_at is None and old.expires_at is not None:
+        expires_at = now + (old.expires_at - old.created_at)
+    made = create(tx, name=old.name, scopes=old.scopes, client_id=old.client_id, expires_at=expires_at)
+    old.expires_at = min(old.expires_at or now + overlap, now + overlap)
+    return made
+
+
+def describe_client(
+    tx: Session,
+    name: str,
+    *,
+    oidc_subject: str | None = None,
+    token_scopes: Sequence[str] | None = None,
+    daily_erasures: int | None = None,
+) -> Client:
+    """Register a client, or change what is given about one that is there.
+
+    Raises:
+        Conflict: Another client has this subject, or several have this name.
+        Invalid: The subject is none that a token could name.
+    """
+    client = keys.maybe_client(tx, name) or keys.add_client(tx, name=name)
+    if oidc_subject is not None:
+        _need_free(tx, client, oidc_subject)
+        client.oidc_subject = oidc_subject or None
+    if token_scopes is not None:
+        client.token_scopes = list(token_scopes)
+    if daily_erasures is not None:
+        client.daily_erasures = daily_erasures
+    return client
+
+
+def client_of(tx: Session, name: str) -> Client:
+    """The client of this name or id.
+
+    Raises:
+        NotFound: There is none.
+        Conflict: There are several.
+    """
+    found = keys.maybe_client(tx, name)
+    if found is None:
+        raise NotFound("there is no client of this name or id; `expunge keys clients` lists them")
+    return found
+
+
 def operator(tx: Session) -> UUID:
     """The client under which requests made at the command line are filed; it has no key."""
     known = keys.client_named(tx, _OPERATOR)
     return (known or keys.add_client(tx, name=_OPERATOR)).id
+
+
+def _need_free(tx: Session, client: Client, subject: str) -> None:
+    if subject and not (subject.isprintable() and len(subject) <= identifiers.MAX_SUBJECT_CHARACTERS):
+        raise Invalid("--oidc-subject", f"a subject has at most {identifiers.MAX_SUBJECT_CHARACTERS} characters")
+    holder = keys.client_of_subject(tx, subject)
+    if holder is not None and holder.id != client.id:
+        raise Conflict(f"the client {holder.id} has this subject already")

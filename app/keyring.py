@@ -5,7 +5,6 @@ Destroying a request's 32 wrapped bytes makes its user id unreadable wherever a 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 
@@ -48,7 +47,5 @@ def unseal(key: bytes, sealed: bytes, *, context: bytes) -> bytes:
 
 def fingerprint(key: bytes, *parts: bytes) -> bytes:
     """HMAC-SHA256 over length-prefixed parts: equal only for equal parts, meaningless without the key."""
-    digest = hmac.new(key, digestmod=hashlib.sha256)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()
+    message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return hmac.digest(key, message, "sha256")

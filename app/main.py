@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
-from app import logs
-from app.api import health, log, models, problems, requests, webhooks
+from app import logs, metrics, tracing
+from app.api import (
+    bulk,
+    decisions,
+    dialects,
+    exports,
+    health,
+    intake,
+    log,
+    models,
+    opendsr,
+    portals,
+    problems,
+    requests,
+    scrapes,
+    suppressions,
+    webhooks,
+)
+from app.api.bare import Shortcut
 from app.api.context import Context
+from app.api.door import Door, Post
+from app.api.group_commit import GroupCommit
+from app.api.watch import Watch
 from app.errors import Unavailable
 from app.settings import Settings, load
 from app.storage import keys
@@ -17,8 +39,12 @@ from app.storage.sessions import connect, transaction
 
 _DESCRIPTION = """Carries GDPR erasure requests through to trained models.
 
-Authenticate with `Authorization: Bearer exk_…` (`expunge keys create`). Errors are RFC 9457 problem documents and
-never repeat what you sent. All times are RFC 3339 with a zone."""
+Authenticate with `Authorization: Bearer …`: an API key (`expunge keys create`), or a token of the operator's identity
+provider. Errors are RFC 9457 problem documents and never repeat what you sent. All times are RFC 3339 with a zone."""
+
+
+_OWN_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own would tell paths, bodies and messages; app/api/watch.py tells routes and numbers."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -28,6 +54,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         chosen = settings or load()
         logs.configure(chosen.log_level)
+        logs.own_process()
+        tracing.configure("api", endpoint=chosen.otlp_endpoint)
         for name in ("index_key", "wrapping_key", "signing_key"):
             chosen.key(name)  # a missing secret stops the start, not the first request
         engine = connect(chosen.sqlalchemy_url(), pool_size=20)
@@ -37,14 +65,43 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         except Unavailable:
             logs.log.warning("started without a database")  # every route answers 503 until it is there
         app.state.context = Context(settings=chosen, engine=engine)
-        yield
+        app.state.metrics = metrics.House(engine)
+        app.state.intake = GroupCommit(partial(intake.file, app.state.context))
+        app.state.post = Post(chosen)
+        async with app.state.post.manned():
+            yield
+        await app.state.intake.drain()
         engine.dispose()
 
     # No /docs: FastAPI's page loads scripts from elsewhere. docs/openapi.json and /openapi.json say the same.
     app = FastAPI(
-        title="Expunge", version="1", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Expunge",
+        version="1",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=_OWN_TELEMETRY,
     )
-    for router in (requests.router, models.router, webhooks.router, log.router, health.router):
+    for router in (
+        intake.router,
+        bulk.router,
+        exports.router,
+        requests.router,
+        decisions.router,
+        models.router,
+        webhooks.router,
+        log.router,
+        suppressions.router,
+        opendsr.router,
+        portals.router,
+        health.router,
+        scrapes.router,
+    ):
         app.include_router(router)
+    app.add_middleware(Shortcut, path=intake.router.prefix, endpoint=intake.create)
     problems.install(app)
+    app.add_middleware(Door)  # who is refused here is not listened to
+    app.add_middleware(dialects.Dialects)  # before the door: it is shown a portal's key, and its errors are translated
+    app.add_middleware(Watch)  # outermost: whatever becomes of a call is counted
     return app

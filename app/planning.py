@@ -1,9 +1,11 @@
-"""What dispatch makes happen: requests join the open job of each model, and dead jobs are handed to people."""
+"""What dispatch makes happen: requests join the open job of each model, or people are asked; dead jobs are given up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -12,13 +14,16 @@ from sqlalchemy.orm import Session
 from app.domain.lifecycle import JOB_OPEN, REQUEST_ENDED, JobStatus, RequestStatus
 from app.errors import Conflict
 from app.settings import Settings
-from app.storage import jobs, moves, requests, versions
+from app.storage import arrivals, bursts, decisions, jobs, moves, portals, requests, versions
 from app.storage.tables import ErasureRequest, Job, Model
 
 _LEDGER_LOCK = 7215002
 _ANSWERS_LIVE = timedelta(hours=24)
 _REPAIR_AGAIN = timedelta(minutes=10)
 _LOOK_AHEAD = 1000
+_BURST = timedelta(hours=24)
+K = TypeVar("K")
+Known = Mapping[UUID, decisions.Known]
 
 
 def hold_ledger(tx: Session, *, exclusive: bool) -> None:
@@ -28,41 +33,122 @@ def hold_ledger(tx: Session, *, exclusive: bool) -> None:
 
 
 def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
-    """Queue what was received, oldest first; returns how many were."""
+    """Queue what was received, oldest first, or ask people; returns how many requests moved.
+
+    A few statements for all of them: what people decided is read once, what a burst would do is counted once.
+    """
     hold_ledger(tx, exclusive=False)
-    planned = 0
-    for request in requests.received(tx, limit=_LOOK_AHEAD):
-        models = versions.live(tx, request.models)
+    waiting = requests.received(tx, limit=_LOOK_AHEAD, cooled_since=now - settings.cooling_off)
+    if not waiting:
+        return 0
+    known = decisions.known(tx, [request.id for request in waiting])
+    unasked = [request for request in waiting if _must_ask(request, known[request.id], settings)]
+    for needed, some in _by(unasked, lambda request: max(request.approvals_needed, settings.approvals)).items():
+        reason = f"{needed} must agree before work begins" if needed > 1 else "somebody must agree before work begins"
+        _ask(tx, some, at=now, reason=reason, approvals=needed)
+    asked = {request.id for request in unasked}
+    rest = [request for request in waiting if request.id not in asked]
+    held = _hold_burst(tx, rest, known, now=now, settings=settings)
+    rest = [request for request in rest if request.id not in held]
+    decisions.link(tx, {request.id: older for request in rest if (older := known[request.id].older)})
+    return len(unasked) + len(held) + _queue(tx, rest, known, now=now, settings=settings)
+
+
+def _must_ask(request: ErasureRequest, known: decisions.Known, settings: Settings) -> bool:
+    """Whether somebody has yet to agree; the service's own requests repeat what was agreed to."""
+    if request.origin == "suppression":
+        return False
+    policy = settings.approvals if settings.approval == "all" else 0
+    return known.approvals < max(request.approvals_needed, policy)
+
+
+def _ask(tx: Session, asked: Sequence[ErasureRequest], *, at: datetime, reason: str, approvals: int) -> None:
+    for status, some in _by(asked, lambda request: RequestStatus(request.status)).items():
+        ids = [request.id for request in some]
+        moves.move_requests(tx, ids, now=status, then=RequestStatus.PENDING, at=at, reason=reason, approvals=approvals)
+
+
+def _hold_burst(
+    tx: Session, waiting: Sequence[ErasureRequest], known: Known, *, now: datetime, settings: Settings
+) -> set[UUID]:
+    """Ask people about what would take too many people out of a model within a day; returns the requests held.
+
+    What a collecting job holds already is called back, too: a burst of five hundred is seen at the hundredth.
+    """
+    unasked = [r.id for r in waiting if r.origin != "suppression" and not known[r.id].approvals]
+    if not unasked:
+        return set()
+    counted = bursts.leaving(tx, unasked, since=now - _BURST)
+    over = [one for one in counted if one.people > max(settings.hold_least, settings.hold_share * one.users)]
+    if not over:
+        return set()
+    held = {request_id for one in over for request_id in one.request_ids}
+    reason = f"more than {settings.hold_share:.0%} of a model's people would go within a day; somebody must agree"
+    _ask(tx, [r for r in waiting if r.id in held], at=now, reason=reason, approvals=1)
+    back = bursts.collected(tx, [one.model_id for one in over])
+    decisions.leave_jobs(tx, back)
+    moves.move_requests(
+        tx, back, now=RequestStatus.QUEUED, then=RequestStatus.PENDING, at=now, reason=reason, approvals=1
+    )
+    return held
+
+
+def _queue(tx: Session, waiting: Sequence[ErasureRequest], known: Known, *, now: datetime, settings: Settings) -> int:
+    """Give requests to the jobs of their models; those without any model need attention."""
+    everything = versions.live(tx, None)
+    demands = [(r, [m for m in everything if _concerns(r, m, known[r.id].refused)]) for r in waiting]
+    for request, models in demands:
         if not models:
             moves.move_request(
                 tx,
                 request.id,
-                now=RequestStatus.RECEIVED,
+                now=RequestStatus(request.status),
                 then=RequestStatus.NEEDS_ATTENTION,
                 at=now,
                 reason="no model is registered; register one, then retry the request",
             )
-        elif not enqueue(tx, request, models, now=now, settings=settings):
-            continue  # a job is full; the younger ones behind it meet the same one
-        planned += 1
-    return planned
+    homeless = sum(not models for _, models in demands)
+    return homeless + enqueue(tx, [demand for demand in demands if demand[1]], now=now, settings=settings)
+
+
+def _concerns(request: ErasureRequest, model: Model, refused: Collection[str]) -> bool:
+    return model.name not in refused and (request.models is None or model.name in request.models)
 
 
 def enqueue(
-    tx: Session, request: ErasureRequest, models: Sequence[Model], *, now: datetime, settings: Settings
-) -> bool:
-    """Let a request join the collecting job of each model; false, and nothing done, when one is full."""
-    if any(jobs.is_full(tx, model.id, at=settings.batch_requests) for model in models):
-        return False
+    tx: Session, demands: Sequence[tuple[ErasureRequest, Sequence[Model]]], *, now: datetime, settings: Settings
+) -> int:
+    """Let requests join the collecting jobs of their models; returns how many, since a job may be full.
+
+    A request joins all of its jobs or none; one that is left out keeps its place in the order of arrival.
+    """
+    joined = Counter(jobs.joined(tx)) if demands else Counter[UUID]()
+    joining: dict[UUID, list[UUID]] = {}
+    taken = []
+    for request, models in demands:
+        if any(joined[model.id] >= settings.batch_requests for model in models):
+            continue
+        taken.append(request)
+        for model in models:
+            joined[model.id] += 1
+            joining.setdefault(model.id, []).append(request.id)
     opens_at = now + timedelta(seconds=settings.coalesce_seconds)
-    for model in models:
-        jobs.join(tx, jobs.collecting(tx, model.id, opens_at=opens_at), request.id, model.id)
-    moves.move_request(tx, request.id, now=RequestStatus(request.status), then=RequestStatus.QUEUED, at=now)
-    return True
+    for model_id in sorted(joining):  # in one order, so that two planners can't deadlock
+        jobs.join_all(tx, jobs.collecting(tx, model_id, opens_at=opens_at), joining[model_id], model_id)
+    for status, some in _by(taken, lambda request: RequestStatus(request.status)).items():
+        moves.move_requests(tx, [request.id for request in some], now=status, then=RequestStatus.QUEUED, at=now)
+    return len(taken)
+
+
+def _by(found: Iterable[ErasureRequest], key: Callable[[ErasureRequest], K]) -> dict[K, list[ErasureRequest]]:
+    groups: dict[K, list[ErasureRequest]] = {}
+    for request in found:
+        groups.setdefault(key(request), []).append(request)
+    return groups
 
 
 def retry(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -> None:
-    """Give a request that needs attention to new jobs, for those models where it has no result.
+    """Give a request that needs attention to new jobs, for those models where it has no result and is not refused.
 
     Raises:
         NotFound: No such request.
@@ -73,10 +159,11 @@ def retry(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -
     if request.status != RequestStatus.NEEDS_ATTENTION:
         raise Conflict(f"the request is {request.status}; only one that needs attention can be retried")
     done = {row.name for row in requests.targets(tx, [request_id]) if row.result is not None or row.status in JOB_OPEN}
-    models = [model for model in versions.live(tx, request.models) if model.name not in done]
+    done |= decisions.refused_models(tx, request_id)
+    models = [model for model in versions.live(tx, None) if _concerns(request, model, done)]
     if not models:
         raise Conflict("no registered model is left to work on; register the model, then retry")
-    if not enqueue(tx, request, models, now=now, settings=settings):
+    if not enqueue(tx, [(request, models)], now=now, settings=settings):
         raise Conflict("the next job is full; retry in a moment")
 
 
@@ -109,5 +196,7 @@ def sweep(tx: Session, *, now: datetime, settings: Settings) -> None:
 
 
 def forget_answers(tx: Session) -> None:
-    """Forget which Idempotency-Keys were answered, a day later."""
+    """Forget which Idempotency-Keys were answered, a day later, and where portals wanted to hear, once they heard."""
     requests.expire_answers(tx, older_than=_ANSWERS_LIVE)
+    arrivals.forget_counts(tx)
+    portals.forget_told(tx)

@@ -8,14 +8,19 @@ from datetime import timedelta
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from expunge_verify.leaf import is_origin
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.domain.decisions import IdentityLevel
 from app.errors import Misconfigured
+
+Algorithm = Literal["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
+"""Public keys only: with HS256 whoever can check a token could write one."""
+Limit = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour|day)$")]
 
 
 class Settings(BaseSettings):
@@ -68,6 +73,32 @@ class Settings(BaseSettings):
     """How to reach the data protection officer; printed on certificates."""
     time_zone: str = "UTC"
     """Time zone in which the controller's Art. 12(3) months are counted."""
+    identity_needed: IdentityLevel = IdentityLevel.LOW
+    """How sure the portal must be who the person is; a request below it awaits confirmation."""
+    identity_assumed: IdentityLevel = IdentityLevel.LOW
+    """What a request is taken for that says nothing of how sure the portal is."""
+    suspend_while_awaiting_identity: bool = False
+    """Whether the month begins with the confirmation instead of receipt; authorities differ on it (docs/decisions.md)."""
+    approval: Literal["none", "all"] = "none"
+    """Whether people must agree to every request, or only where the request or a burst asks for it."""
+    approvals: int = Field(default=1, ge=1)
+    """How many people must agree where people must; 2 is four eyes."""
+    four_eyes_above: int = Field(default=1000, ge=0)
+    """A bulk call with more requests than this waits until two people have agreed."""
+    daily_erasures: int = Field(default=10_000, ge=1)
+    """How many requests a client may make in a day, unless it has a number of its own (`expunge keys client`)."""
+    hold_share: float = Field(default=0.1, gt=0, le=1)
+    """Requests that would take more than this share of a model's people out of it within a day wait for approval."""
+    hold_least: int = Field(default=50, ge=0)
+    """So many people a day never wait, however few a model has."""
+    cooling_off_hours: float = Field(default=0.0, ge=0)
+    """How long a request waits before work begins, so that it can be taken back."""
+    authority: str = ""
+    """The supervisory authority to which people can complain; printed on notices."""
+    notices: Path | None = None
+    """Directory whose templates take the place of ours: ``en/refusal.txt`` and so on."""
+    language: Literal["en", "de"] = "en"
+    """Language of notices, where none is asked for."""
     coalesce_seconds: float = Field(default=5.0, ge=0)
     """How long a job waits for more requests to the same model."""
     batch_requests: int = Field(default=256, ge=1)
@@ -82,9 +113,82 @@ class Settings(BaseSettings):
     """How often a sign of life is asked of each queue."""
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that webhooks may reach although they are not public, comma-separated CIDRs."""
-    log_level: str = "INFO"
+    webhook_seconds: float = Field(default=15.0, gt=0, le=30)
+    """How long one attempt may take, from the look-up of the name to the end of the answer."""
+    webhook_days: int = Field(default=90, ge=7)
+    """How long the log of deliveries is kept; what has been delivered or given up can be sent again as long."""
 
-    @field_validator("webhook_allow", mode="before")
+    oidc_issuer: str = ""
+    """The operator's identity provider, as its tokens name it (``iss``); empty: only API keys are accepted."""
+    oidc_audience: str = ""
+    """What tokens for us name as their audience (``aud``)."""
+    oidc_jwks_url: str = ""
+    """Where the provider's keys are; empty: where its discovery document says."""
+    oidc_jwks: Path | None = None
+    """A file with the provider's keys, instead of asking for them."""
+    oidc_algorithms: Annotated[tuple[Algorithm, ...], NoDecode] = ("RS256", "ES256", "EdDSA")
+    """Signatures that are accepted, comma-separated."""
+    oidc_client_claim: Literal["sub", "azp", "client_id", "appid"] = "sub"
+    """Which claim names the client, as registered by `expunge keys client --oidc-subject`."""
+    oidc_leeway_seconds: int = Field(default=30, ge=0, le=300)
+    """How far the provider's clock may be from ours."""
+    oidc_refetch_seconds: float = Field(default=60.0, gt=0)
+    """A token signed with a key that we don't know makes us ask for the keys anew, but no more often than this."""
+    oidc_keys_hours: float = Field(default=24.0, gt=0)
+    """How long the provider's keys are trusted while it can't be reached."""
+
+    limit_per_caller: Limit = "60000/minute"
+    """Calls that one API key, or one subject of tokens, may make."""
+    limit_per_address: Limit = "120000/minute"
+    """Calls from one address (IPv6: one /64)."""
+    limit_public: Limit = "60000/minute"
+    """Reads of the public log and of health from one address; /health/live has no limit."""
+    limit_failures: Limit = "120/minute"
+    """Calls from one address with a key or token that is not accepted; after them only callers who have shown a good
+    one are heard."""
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks whose word on a caller's address is taken, comma-separated CIDRs."""
+    proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The header in which they say it; the other one is never read."""
+    log_level: str = "INFO"
+    otlp_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    """Where traces are collected (OTLP over HTTP); empty: nothing is traced. Other OTEL_* variables count, too."""
+    prometheus_multiproc_dir: Path | None = Field(default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR")
+    """Where several API processes count what they serve; `expunge api --workers` makes one."""
+
+    opendsr_domain: str = ""
+    """The domain under which OpenDSR clients know us; the common name of the certificate, letter by letter."""
+    opendsr_key: Path | None = None
+    """PEM file of the RSA key that signs OpenDSR answers and callbacks; API and io workers need it."""
+    opendsr_certificate: Path | None = None
+    """PEM file of that key's certificate by a public authority, with those between it and the root."""
+    ketch_identity: str = "account_id"
+    """The identity space in which Ketch knows people by our user ids."""
+    transcend_key: Path | None = None
+    """PEM file of Sombra's public key (``/public-keys/sombra-general-signing-key``)."""
+    transcend_audience: str = ""
+    """The organisation's URI at Transcend, which its tokens are made out to."""
+    transcend_client: str = ""
+    """Name of the client whose requests Transcend's are."""
+    transcend_url: str = "https://multi-tenant.sombra.transcend.io"
+    """Where Sombra is told that a job is done."""
+    transcend_api_key: SecretStr = SecretStr("")
+    """Transcend's API key, for telling so."""
+    transcend_sombra_key: SecretStr = SecretStr("")
+    """Sombra's internal key, where it is self-hosted."""
+    transcend_identity: Literal["coreIdentifier", "profile"] = "coreIdentifier"
+    """Which identifier is our user id; Transcend's token vouches for the core identifier alone."""
+    fides_url: str = ""
+    """Where Fides is resumed, such as ``https://fides.example/api/v1``; no token of its goes anywhere else."""
+    fides_identity: str = "external_id"
+    """The identity by which Fides knows people under our user ids."""
+
+    @field_validator("oidc_algorithms", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _split_networks(cls, value: object) -> object:
         return (
@@ -115,6 +219,11 @@ class Settings(BaseSettings):
     def key_backups(self) -> timedelta:
         """How long a backup of the key store lives."""
         return timedelta(days=self.key_backup_days)
+
+    @property
+    def cooling_off(self) -> timedelta:
+        """How long a request waits before work begins."""
+        return timedelta(hours=self.cooling_off_hours)
 
     @property
     def lease(self) -> timedelta:

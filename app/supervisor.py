@@ -28,10 +28,12 @@ from app.storage import migrate
 
 DISPATCH: Final = ("-m", "workers.dispatch")
 _LOG_KEY = "EXPUNGE_LOG_KEY"
-_CONCURRENCY = {UNLEARN: 1, IO: 4}
+_CONCURRENCY = {UNLEARN: 1, IO: 16}  # webhooks wait for others most of the time
 _KEYS = ("index_key", "wrapping_key", "signing_key")
 _ALL_KEYS = (*_KEYS, "log_key")
-_SPECIAL = {*_ALL_KEYS, "database_url", "redis_url", "webhook_allow"}
+_LISTS = ("webhook_allow", "trusted_proxies", "oidc_algorithms")
+_SECRETS = ("transcend_api_key", "transcend_sombra_key")
+_SPECIAL = {*_ALL_KEYS, *_LISTS, *_SECRETS, "database_url", "redis_url"}
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _RESTART_SECONDS = 1.0
@@ -39,9 +41,7 @@ _RESTART_SECONDS = 1.0
 
 def api_command(*, host: str, port: int, workers: int = 1) -> tuple[str, ...]:
     """Arguments for Python that run the API."""
-    options = ("--host", host, "--port", str(port), "--workers", str(workers))
-    quiet = ("--no-server-header", "--no-access-log", "--log-level", "warning")
-    return ("-m", "uvicorn", "app.main:create_app", "--factory", *options, *quiet)
+    return ("-m", "app.serve", "--host", host, "--port", str(port), "--workers", str(workers))
 
 
 def worker_command(queue: str) -> tuple[str, ...]:
@@ -176,8 +176,8 @@ def environment(settings: Settings) -> dict[str, str]:
         **{f"EXPUNGE_{name.upper()}": str(value) for name, value in plain.items() if value not in {None, ""}},
         "EXPUNGE_HOME": str(settings.home.absolute()),
         "EXPUNGE_LOG_DIRECTORY": str(settings.log_path),
-        "EXPUNGE_WEBHOOK_ALLOW": ",".join(map(str, settings.webhook_allow)),
-        **{f"EXPUNGE_{name.upper()}": getattr(settings, name).get_secret_value() for name in _KEYS},
+        **{f"EXPUNGE_{name.upper()}": ",".join(map(str, getattr(settings, name))) for name in _LISTS},
+        **{f"EXPUNGE_{name.upper()}": getattr(settings, name).get_secret_value() for name in (*_KEYS, *_SECRETS)},
     }
     inherited = {name: value for name, value in os.environ.items() if name != _LOG_KEY}
     return {**inherited, **{name: value for name, value in ours.items() if value}}

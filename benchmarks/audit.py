@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from app.audit import evidence  # noqa: E402
 from app.audit.sequencer import Sequencer, as_signed  # noqa: E402
 from app.embedded import Postgres  # noqa: E402
 from app.settings import Settings  # noqa: E402
-from app.storage import audit  # noqa: E402
+from app.storage import moves  # noqa: E402
 from app.storage.migrate import upgrade  # noqa: E402
 from app.storage.sessions import connect, transaction  # noqa: E402
 from app.storage.tables import AuditEntry, ErasureRequest  # noqa: E402
@@ -92,7 +93,9 @@ class _Client:
 
 
 _clients: list[_Client] = []
-_enter = audit.enter
+_arrive = moves.ARRIVE
+_unlogged = re.sub(r", entered AS \(.*?\n    \)", "", _arrive, count=1, flags=re.DOTALL)
+"""The same transaction without a public log."""
 
 
 def _client(settings: Settings) -> None:
@@ -103,7 +106,7 @@ def _client(settings: Settings) -> None:
 
 def _accept(logged: bool) -> int:  # noqa: FBT001 - a pool maps over positions
     (client,), until, done = _clients, time.monotonic() + ROUND_SECONDS, 0
-    audit.enter = _enter if logged else _nothing
+    moves.ARRIVE = _arrive if logged else _unlogged
     while time.monotonic() < until:
         with transaction(client.engine) as tx:
             demand = intake.Demand(user_id=uuid4().hex)
@@ -111,10 +114,6 @@ def _accept(logged: bool) -> int:  # noqa: FBT001 - a pool maps over positions
             intake.accept(tx, demand, client_id=client.key, idempotency_key=None, now=now, settings=client.settings)
         done += 1
     return done
-
-
-def _nothing(*_: object, **__: object) -> None:
-    """The same transaction without a public log."""
 
 
 def _sequencing(engine: Engine, settings: Settings) -> list[Figure]:
@@ -267,7 +266,7 @@ def _median(rates: list[float]) -> int:
 def _settings(url: str, home: Path) -> Settings:
     names = ("index_key", "wrapping_key", "signing_key", "log_key")
     keys = {name: SecretStr(base64.b64encode(os.urandom(32)).decode()) for name in names}
-    return Settings().model_copy(update={"home": home, "database_url": url, **keys})
+    return Settings().model_copy(update={"home": home, "database_url": url, "daily_erasures": 10**9, **keys})
 
 
 @contextmanager

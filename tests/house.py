@@ -27,7 +27,7 @@ from app.storage.sessions import connect, transaction
 from tests import toy
 from tests.faults import wait_until
 
-ENDED = {"completed", "no_data", "cancelled", "needs_attention"}
+ENDED = {"completed", "partially_completed", "no_data", "cancelled", "rejected", "needs_attention"}
 
 
 def settings_for(home: Path, database_url: str, redis_url: str = "", **changes: Any) -> Settings:
@@ -45,6 +45,7 @@ def settings_for(home: Path, database_url: str, redis_url: str = "", **changes: 
             "coalesce_seconds": 0.5,
             "lease_seconds": 4.0,
             "pulse_seconds": 1.0,
+            "hold_share": 1.0,
             **changes,
         }
     )
@@ -222,6 +223,7 @@ def installation(
 
 def _environment(settings: Settings) -> dict[str, str]:
     fields = ("coalesce_seconds", "lease_seconds", "pulse_seconds", "max_attempts", "step_seconds", "batch_requests")
+    fields += ("hold_share", "hold_least", "approval", "approvals", "cooling_off_hours")
     ours = {f"EXPUNGE_{name.upper()}": str(getattr(settings, name)) for name in fields}
     ours["EXPUNGE_WEBHOOK_ALLOW"] = ",".join(map(str, settings.webhook_allow))
     return {

@@ -10,8 +10,9 @@ from __future__ import annotations
 import warnings
 
 from celery import Celery
+from celery.signals import worker_init
 
-from app import logs, queue
+from app import logs, queue, tracing
 from app.errors import Misconfigured
 from app.settings import load
 
@@ -39,6 +40,7 @@ celery.conf.update(
     worker_enable_remote_control=False,  # nobody steers workers through the broker
     worker_send_task_events=False,
     worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,  # what is printed could quote anything; as it is, it is nobody's line of the log
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_transport_options={
@@ -51,3 +53,10 @@ celery.conf.update(
     task_publish_retry=False,  # the relay is the retry
 )
 logs.configure(settings.log_level)
+
+
+@worker_init.connect(weak=False)
+def _own_process(**_: object) -> None:
+    """Only where this process is a worker: dispatch and tests import this module, too."""
+    logs.own_process()
+    tracing.configure("worker", endpoint=settings.otlp_endpoint)

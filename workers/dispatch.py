@@ -10,21 +10,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from uuid import UUID
 
 from kombu.exceptions import OperationalError as BrokerDown
+from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import planning, queue
+from app import callbacks, logs, planning, queue, tracing
 from app.errors import ExpungeError, LogStopped, Misconfigured
 from app.logs import log
-from app.storage import jobs, webhooks
+from app.storage import deliveries, jobs, requests, totals
 from app.storage.sessions import transaction
 from workers import leftovers
-from workers.celery_app import celery
+from workers.celery_app import celery, settings
 from workers.context import Context, context
 from workers.scribe import Scribe
 from workers.shelf import Shelf
@@ -33,6 +34,7 @@ _TICK_SECONDS = 0.2
 _RING_LIVES_SECONDS = 60
 _TIDY_SECONDS = 300
 _REPAIR_SECONDS = 5
+_ADD_UP_SECONDS = 5
 _STAMP_SECONDS = 10
 _AT_ONCE = 100
 _COMPLAIN_SECONDS = 60
@@ -41,6 +43,8 @@ _complained: dict[tuple[object, ...], float] = {}
 
 def main() -> None:
     """Run until SIGTERM; exit code 1 after a sentence when a setting of the log can't be used."""
+    logs.own_process()
+    tracing.configure("dispatch", endpoint=settings.otlp_endpoint)
     try:
         scribe = Scribe(context().settings)
     except ExpungeError as error:
@@ -58,6 +62,7 @@ def main() -> None:
         (_Every(context().settings.pulse_seconds), _pulse),
         (_Every(_TIDY_SECONDS), _tidy),
         (_Every(_REPAIR_SECONDS), _repair),
+        (_Every(_ADD_UP_SECONDS), _add_up),
         (_Every(_STAMP_SECONDS), scribe.stamp),
         (_Every(_TIDY_SECONDS), scribe.expire),
     ]
@@ -107,8 +112,14 @@ def _give_up(ctx: Context) -> None:
 def _tidy(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
         planning.forget_answers(tx)
+        callbacks.tidy(tx, settings=ctx.settings)
     if Shelf(ctx.settings.store_url).is_local:  # we may hold no key to another; workers sweep after every job
         leftovers.sweep(ctx)
+
+
+def _add_up(ctx: Context) -> None:
+    with transaction(ctx.engine) as tx:
+        totals.add_up(tx)
 
 
 def _repair(ctx: Context) -> None:
@@ -120,18 +131,26 @@ def _ring_jobs(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
         due = jobs.to_ring(tx, max_attempts=ctx.settings.max_attempts, limit=_AT_ONCE)
     for job_id in due:  # marked as rung before it is rung: if we die here, it is rung again in seconds
-        _ring(queue.ERASE, job_id)
+        with tracing.span("ring", parents=_traces(ctx, job_id), kind=SpanKind.PRODUCER, job=str(job_id)):
+            _ring(queue.ERASE, job_id)
+
+
+def _traces(ctx: Context, job_id: UUID) -> Sequence[str]:
+    if not tracing.is_on():
+        return ()
+    with transaction(ctx.engine) as tx:
+        return requests.traceparents(tx, job_id)
 
 
 def _ring_deliveries(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
-        due = webhooks.due(tx, limit=_AT_ONCE)
+        due = deliveries.to_ring(tx, limit=_AT_ONCE)
     for delivery_id in due:
-        _ring(queue.NOTIFY, delivery_id)
+        _ring(queue.NOTIFY, delivery_id, lives_seconds=deliveries.RING.total_seconds())
 
 
-def _ring(task: str, row_id: UUID) -> None:
-    celery.send_task(task, args=[str(row_id)], expires=_RING_LIVES_SECONDS, ignore_result=True)
+def _ring(task: str, row_id: UUID, *, lives_seconds: float = _RING_LIVES_SECONDS) -> None:
+    celery.send_task(task, args=[str(row_id)], expires=lives_seconds, ignore_result=True)
 
 
 def _pulse(ctx: Context) -> None:

@@ -1,6 +1,6 @@
 """HTTP out of the house: connects only to addresses judged safe.
 
-    check_url ─► resolve, once ─► judge EVERY address ─► connect to those addresses ─► TLS for the URL's name ─► POST
+    check_url ─► resolve, once ─► judge EVERY address ─► connect to those addresses ─► TLS for the URL's name ─► send
 
 Looking up and connecting are one step: a name is resolved once, and the sockets go to the very addresses that were
 judged, so that a second DNS answer (rebinding) never counts. Redirects are not followed and proxy variables of the
@@ -9,6 +9,7 @@ environment are not read, because httpcore, the layer below httpx, knows neither
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -35,6 +36,12 @@ _PIECE_BYTES: Final = 4096
 """Linux calls a socket writable when a third of its buffer (16 kB or more) is free, so one piece never waits twice."""
 _TROUBLE: Final = (OSError, httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError)
 
+_OURS: Final = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"}
+)
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE: Final = re.compile(r"[!-~]([ \t!-~]*[!-~])?|")
+
 Resolve = Callable[[str, int], Sequence[Address]]
 
 
@@ -48,6 +55,10 @@ class Undelivered(ExpungeError):
     """No answer came. Its sentence is the class name of the cause, since messages of libraries quote hosts and URLs."""
 
     status, code = 502, "undelivered"
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(type(cause).__name__)
+        self.timed_out = isinstance(cause, TimeoutError | httpcore.TimeoutException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,64 +80,65 @@ def system_addresses(host: str, port: int) -> Sequence[Address]:
     return tuple(dict.fromkeys(ip_address(sockaddr[0]) for *_, sockaddr in found))
 
 
-def post(
+def send(
     url: str,
     *,
+    method: str = "POST",
     headers: Mapping[str, str],
     content: bytes,
     allowed_networks: Iterable[Network],
     timeout_seconds: float = 15,
     resolve: Resolve = system_addresses,
     trust: ssl.SSLContext | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Response:
-    """Send one POST and report the answer's status.
+    """Send one message and report the answer's status.
 
     A status that came counts, even if the body behind it is endless or breaks off.
 
     Args:
         url: Checked again here: rules may have changed since it was registered.
-        headers: All but Host and Content-Length.
+        method: ``POST`` or ``PUT``.
+        headers: All but those that say where a message goes and where it ends, which are ours.
         content: The bytes to send.
         allowed_networks: See :func:`app.domain.addresses.judge`.
         timeout_seconds: For DNS, connecting, TLS, writing and reading together.
         resolve: Host and port to addresses.
         trust: Certificate authorities; those of the system and of certifi if None.
-        clock: Monotonic seconds.
 
     Raises:
-        Refused: The URL or one of its addresses is forbidden; no connection was made.
+        Refused: The URL, one of its addresses or a header is forbidden; no connection was made.
         Undelivered: The network failed, or the deadline passed before a status came.
     """
-    deadline = _Deadline(timeout_seconds, clock)
+    deadline = _Deadline(timeout_seconds)
     try:
+        _check(method, headers)
         allowed = tuple(allowed_networks)
         destination = check_url(url, allowed)
         addresses = _resolved(destination, resolve, deadline)
         for address in addresses:
             judge(address, allowed)
         with _connection(destination, _Pinned(addresses, deadline), trust or _public_authorities()) as connection:
-            return _exchange(connection, destination, headers=headers, content=content, deadline=deadline)
+            return _exchange(connection, destination, method, headers=headers, content=content, deadline=deadline)
     except ForbiddenAddress as error:
         raise Refused(str(error)) from None
     except _TROUBLE as error:
-        raise Undelivered(type(_root(error)).__name__) from None
+        raise Undelivered(_root(error)) from None
 
 
 class _Deadline:
     """The seconds that are left of one budget."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._clock, self._began, self._seconds = clock, clock(), seconds
+    def __init__(self, seconds: float) -> None:
+        self._began, self._seconds = time.monotonic(), seconds
 
     def left(self) -> float:
-        left = self._seconds - (self._clock() - self._began)
+        left = self._seconds - (time.monotonic() - self._began)
         if left <= 0:
             raise TimeoutError
         return left
 
     def elapsed_ms(self) -> int:
-        return round(1000 * (self._clock() - self._began))
+        return round(1000 * (time.monotonic() - self._began))
 
 
 class _Pinned(httpcore.NetworkBackend):
@@ -183,6 +195,15 @@ class _Timed(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
+def _check(method: str, headers: Mapping[str, str]) -> None:
+    """Portals name headers, too (their callbacks'): none may say where a message goes or ends, or begin another one."""
+    if method not in {"POST", "PUT"}:
+        raise ForbiddenAddress("a message is sent by POST or PUT")
+    for name, value in headers.items():
+        if name.lower() in _OURS or not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise ForbiddenAddress("a header is malformed, or says where the message goes or ends")
+
+
 def _resolved(destination: Destination, resolve: Resolve, deadline: _Deadline) -> Sequence[Address]:
     """Resolve in a thread of its own, because getaddrinfo can't be told to hurry; a late answer is dropped."""
     answer: Future[Sequence[Address]] = Future()
@@ -205,6 +226,7 @@ def _connection(to: Destination, backend: httpcore.NetworkBackend, trust: ssl.SS
 def _exchange(
     connection: httpcore.HTTPConnection,
     to: Destination,
+    method: str,
     *,
     headers: Mapping[str, str],
     content: bytes,
@@ -213,7 +235,7 @@ def _exchange(
     url = httpcore.URL(scheme=to.scheme, host=to.host, port=to.port, target=to.target)
     sent: list[tuple[bytes | str, bytes | str]] = [("Host", to.authority), *headers.items()]
     sent.append(("Content-Length", str(len(content))))
-    with connection.stream("POST", url, headers=sent, content=content) as response:
+    with connection.stream(method, url, headers=sent, content=content) as response:
         with suppress(*_TROUBLE):
             _drain(response)
         received = {name.lower(): value.decode("latin-1") for name, value in response.headers}

@@ -7,23 +7,27 @@ or not at all. A crash before the commit repeats the step; a crash after it goes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from opentelemetry.trace import SpanKind
 from sqlalchemy.orm import Session
 
+from app import tracing
 from app.domain import ledger
 from app.domain.lifecycle import JobStatus, RequestStatus
+from app.ending import METHODS
 from app.errors import BaseMoved, ExpungeError, LeaseLost, StepFailed
 from app.logs import log
 from app.planning import give_up, hold_ledger
-from app.storage import audit, jobs, moves, requests, samples, versions
+from app.storage import audit, decisions, jobs, moves, requests, samples, totals, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Job, ModelVersion
 from workers import leftovers
-from workers.certify import METHODS, finish
+from workers.certify import finish
 from workers.context import Context
 from workers.lease import Lease
 from workers.torch_step import ChildDied, run_step
@@ -54,7 +58,7 @@ def run(ctx: Context, job_id: UUID) -> None:
         job = jobs.claim(tx, job_id, lease=ctx.settings.lease, max_attempts=ctx.settings.max_attempts)
     if job is None:
         return  # a repeated ring: somebody has it, or it is done
-    with Lease(ctx, job) as lease:
+    with Lease(ctx, job) as lease, _traced(ctx, lease):
         try:
             while advance(ctx, lease):
                 pass
@@ -71,10 +75,13 @@ def advance(ctx: Context, lease: Lease) -> bool:
     step = STEPS.get(JobStatus(job.status))
     if step is None:
         return False
-    log.info("step", job=str(job.id), step=step.__name__, fence=lease.fence)
-    settle = step(ctx, lease, job)
-    with transaction(ctx.engine) as tx:
-        settle(tx, jobs.held(tx, lease.job_id, fence=lease.fence))
+    name, begun = step.__name__, time.monotonic()
+    log.info("step", job=str(job.id), step=name, fence=lease.fence)
+    with tracing.span(name, job=str(job.id), step=name, fence=lease.fence):
+        settle = step(ctx, lease, job)
+        with transaction(ctx.engine) as tx:
+            settle(tx, jobs.held(tx, lease.job_id, fence=lease.fence))
+            totals.measure(tx, "step", name, value=time.monotonic() - begun)
     return True
 
 
@@ -213,6 +220,18 @@ STEPS: dict[JobStatus, Step] = {
 }
 
 
+@contextmanager
+def _traced(ctx: Context, lease: Lease) -> Iterator[None]:
+    """Continue the trace by which the oldest of the job's requests came in."""
+    with ExitStack() as stack:
+        if tracing.is_on():
+            with transaction(ctx.engine) as tx:
+                parents = requests.traceparents(tx, lease.job_id)
+            continued = tracing.span("job", parents=parents, kind=SpanKind.CONSUMER, job=str(lease.job_id))
+            stack.enter_context(continued)
+        yield
+
+
 def _announce(ctx: Context, lease: Lease) -> None:
     """Put on record, where everybody can see it, that the erasure begins; nothing is destroyed before.
 
@@ -225,7 +244,7 @@ def _announce(ctx: Context, lease: Lease) -> None:
         job = jobs.held(tx, lease.job_id, fence=lease.fence)
         hold_ledger(tx, exclusive=False)
         for request, _ in requests.of_job(tx, job.id):
-            requests.suppress(tx, request)
+            requests.suppress(tx, request, refused=decisions.refused_models(tx, request.id))
             if request.status == RequestStatus.QUEUED:
                 moves.move_request(
                     tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
@@ -314,8 +333,10 @@ def _live(tx: Session, job: Job) -> UUID:
 
 def _groups(tx: Session, job: Job, base_version_id: UUID) -> list[list[int]]:
     """What to forget, one group per person: the job's requests, and deletions that a rollback undid."""
-    asked = [target.sample_ids for _, target in requests.of_job(tx, job.id) if target.sample_ids]
-    return asked + versions.missing(tx, versions.version(tx, base_version_id))
+    asked = {
+        request.subject_key: target.sample_ids for request, target in requests.of_job(tx, job.id) if target.sample_ids
+    }
+    return list(asked.values()) + versions.missing(tx, versions.version(tx, base_version_id))
 
 
 def _order(ctx: Context, tx: Session, job: Job) -> Json:

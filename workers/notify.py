@@ -1,86 +1,168 @@
-"""Delivering webhooks: signed, retried on the published schedule, never to an address that must not be reached."""
+"""Delivering webhooks: signed, retried on the published schedule, never to an address that must not be reached.
+
+    claim (commit) ─► send, outside any transaction ─► settle and claim the receiver's next one (commit) ─► send …
+
+A crash before the second commit leaves the message claimed until its lease is over; then it is sent again, with the
+same ``webhook-id``. A worker goes on with one receiver for seconds at most and only while it is answered well, so that
+receivers take turns.
+"""
 
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import callbacks
-from app.domain import webhook
+from app import callbacks, portals
+from app.domain import receiver, webhook
+from app.domain.webhook import Outcome
+from app.errors import ExpungeError, NotFound
 from app.logs import log
-from app.storage import webhooks
+from app.portals import Outgoing
+from app.storage import deliveries, totals, webhooks
 from app.storage.sessions import transaction
 from app.storage.tables import WebhookDelivery, WebhookEndpoint
 from workers import egress
 from workers.context import Context
 
 _JITTER = random.SystemRandom()
+_TURN_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one attempt came to: a status, or the error that came instead."""
+
+    at: datetime
+    answer: int | Exception
+    duration_ms: int
+    retry_after: timedelta | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it means for the message."""
+        lost = isinstance(self.answer, NotFound)  # where to send it was forgotten
+        return Outcome.REFUSED if lost else webhook.outcome(self.answer)
+
+    @property
+    def rest(self) -> timedelta | None:
+        """How long the receiver is to be left alone."""
+        timed_out = isinstance(self.answer, egress.Undelivered) and self.answer.timed_out
+        return receiver.rest_after(self.answer, timed_out=timed_out, asked=self.retry_after)
+
+    @property
+    def error(self) -> str | None:
+        """Why no status came; what others than we raise could quote anything, so of that the class alone."""
+        if isinstance(self.answer, int):
+            return None
+        return str(self.answer) if isinstance(self.answer, ExpungeError) else type(self.answer).__name__
+
+    @property
+    def told(self) -> str:
+        """The same for people."""
+        return self.error or f"status {self.answer}"
 
 
 def deliver(ctx: Context, delivery_id: UUID) -> None:
-    """Attempt one delivery; the row is locked meanwhile, so two rings of it send one message.
-
-    A crash after the receiver answered and before our commit sends it again, with the same ``webhook-id``.
-    """
+    """Attempt one delivery, and then others to the same receiver while it answers; two rings send one message."""
     with transaction(ctx.engine) as tx:
-        pending = webhooks.pending(tx, delivery_id)
-        if pending is not None:
-            _attempt(ctx, tx, *pending)
+        claimed = deliveries.claim(tx, delivery_id)
+        message = _worded(ctx, tx, claimed) if claimed else None
+    over = time.monotonic() + _TURN_SECONDS
+    while claimed is not None and message is not None:
+        attempt = _attempt(ctx, message)
+        log.info("webhook", delivery=str(claimed.id), outcome=attempt.outcome.value)
+        with transaction(ctx.engine) as tx:
+            _settle(ctx, tx, claimed, attempt)
+            goes_on = attempt.outcome is Outcome.DELIVERED and time.monotonic() < over
+            claimed = deliveries.claim_next(tx, claimed.receiver) if goes_on else None
+            message = _worded(ctx, tx, claimed) if claimed else None
 
 
-def _attempt(ctx: Context, tx: Session, delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
-    answer: int | Exception
-    retry_after = None
+def _worded(ctx: Context, tx: Session, delivery: WebhookDelivery) -> Outgoing | Exception:
+    """The message as it is sent now, or why it can't be written: that is an attempt, too, or it would come for ever."""
     try:
-        response = egress.post(
-            endpoint.url,
-            headers=_headers(ctx, delivery, endpoint),
-            content=delivery.body,
+        if delivery.callback_id is not None:
+            return portals.outgoing(tx, delivery, settings=ctx.settings, now=ctx.now())
+        endpoint = tx.get_one(WebhookEndpoint, delivery.endpoint_id)
+        headers = callbacks.signed_headers(tx, endpoint, delivery, now=ctx.now(), settings=ctx.settings)
+        return Outgoing(endpoint.url, "POST", headers, delivery.body)
+    except Exception as error:  # noqa: BLE001 - another wrapping key, a portal's file that is gone: see the docstring
+        log.error("a webhook can't be written", delivery=str(delivery.id), kind=type(error).__name__)
+        return error
+
+
+def _attempt(ctx: Context, message: Outgoing | Exception) -> Attempt:
+    at = ctx.now()
+    if isinstance(message, Exception):
+        return Attempt(at, message, 0)
+    began = time.monotonic()
+    try:
+        response = egress.send(
+            message.url,
+            method=message.method,
+            headers=message.headers,
+            content=message.content,
             allowed_networks=ctx.settings.webhook_allow,
+            timeout_seconds=ctx.settings.webhook_seconds,
         )
-        answer, retry_after = response.status_code, response.retry_after
     except (egress.Refused, egress.Undelivered) as error:
-        answer = error
-    outcome = webhook.outcome(answer)
-    log.info("webhook", delivery=str(delivery.id), outcome=outcome.value)
-    _settle(ctx, tx, delivery, outcome, told=_told(answer), retry_after=retry_after)
+        return Attempt(at, error, round(1000 * (time.monotonic() - began)))
+    return Attempt(at, response.status_code, response.elapsed_ms, response.retry_after)
 
 
-def _headers(ctx: Context, delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> dict[str, str]:
-    return webhook.headers(
-        [callbacks.secret_of(endpoint, settings=ctx.settings)],
-        str(delivery.id),
-        timestamp_seconds=int(ctx.now().timestamp()),
-        body=delivery.body,
+def _settle(ctx: Context, tx: Session, delivery: WebhookDelivery, attempt: Attempt) -> None:
+    """Write the attempt down; the request that the message is about is never touched.
+
+    The endpoint's row first, here and wherever both are written, or two workers could wait for each other.
+    """
+    now = ctx.now()
+    enough = _note(tx, delivery.endpoint_id, delivery.event, attempt, now=now) if delivery.endpoint_id else None
+    pause = _pause(delivery, attempt)
+    given_up = attempt.outcome is Outcome.RETRY and pause is None
+    settled = deliveries.Settled(
+        at=attempt.at,
+        outcome=attempt.outcome,
+        status_code=attempt.answer if isinstance(attempt.answer, int) else None,
+        error=attempt.error,
+        duration_ms=attempt.duration_ms,
+        said=f"given up: {attempt.told}" if given_up else attempt.told,
+        delivered_at=now if attempt.outcome is Outcome.DELIVERED else None,
+        again_at=now + pause if pause is not None else None,
     )
+    deliveries.settle(tx, delivery, settled)
+    totals.count(tx, "webhook", attempt.outcome.value)
+    if enough and delivery.endpoint_id:
+        webhooks.disable(tx, delivery.endpoint_id, because=enough, at=now)
 
 
-def _settle(
-    ctx: Context,
-    tx: Session,
-    delivery: WebhookDelivery,
-    outcome: webhook.Outcome,
-    *,
-    told: str,
-    retry_after: timedelta | None,
-) -> None:
-    """Write the attempt down; the request that the message is about is never touched."""
-    pause = None
-    if outcome is webhook.Outcome.RETRY:
-        pause = webhook.delay_before(delivery.attempts + 2, _JITTER.random(), asked=retry_after)
-    webhooks.log_attempt(
-        tx,
-        delivery.id,
-        outcome=told if outcome is not webhook.Outcome.RETRY or pause else f"given up: {told}",
-        delivered=outcome is webhook.Outcome.DELIVERED,
-        again_at=ctx.now() + pause if pause else None,
-    )
-    if outcome is webhook.Outcome.GONE:
-        webhooks.disable(tx, delivery.endpoint_id, because="the receiver answered 410 Gone")
+def _pause(delivery: WebhookDelivery, attempt: Attempt) -> timedelta | None:
+    """How long until the next attempt; none: there is none."""
+    if attempt.outcome is not Outcome.RETRY or delivery.event == webhook.PING:
+        return None
+    pause = webhook.delay_before(delivery.attempts + 2, _JITTER.random(), asked=attempt.retry_after)
+    return max(pause, attempt.rest or timedelta(0)) if pause is not None else None
 
 
-def _told(answer: int | Exception) -> str:
-    return f"status {answer}" if isinstance(answer, int) else str(answer)
+def _note(tx: Session, endpoint_id: UUID, event: str, attempt: Attempt, *, now: datetime) -> str | None:
+    """What an answer says about the endpoint: it is well, it needs rest, or (a sentence) why it is to be disabled."""
+    if attempt.outcome is Outcome.DELIVERED:
+        webhooks.note_success(tx, endpoint_id)
+        return None
+    endpoint = webhooks.held(tx, endpoint_id)
+    if attempt.outcome is Outcome.GONE:
+        return "the receiver answered 410 Gone"
+    if attempt.rest is not None:
+        webhooks.throttle(tx, endpoint_id, until=now + attempt.rest)
+    if event == webhook.PING:
+        return None
+    failing = receiver.failed_again(webhooks.series(endpoint), now)
+    webhooks.note_failure(tx, endpoint_id, failing)
+    if not receiver.is_hopeless(failing):
+        return None
+    return f"every attempt since {failing.since:%Y-%m-%d %H:%M} UTC failed, {failing.failures} of them"

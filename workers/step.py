@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from app import logs
 from app.errors import ExpungeError
 from workers import calibrated, recipes
 from workers.registry import Store
@@ -45,6 +46,8 @@ _REFIT = 0.5  # of the step's time, where the factors are fitted anew; for peopl
 
 def main(name: str) -> int:
     """Carry out one order; the exit code is 0 when it was answered, be it with an error."""
+    logs.configure("INFO")
+    logs.own_process()
     say = _mouth()
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -77,7 +80,7 @@ def _refusal(error: Exception) -> str:
     if isinstance(error, UnlearningError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"{type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr)
+    logs.log.error("recipe stopped", kind=type(error).__name__, place=f"{frame.filename}:{frame.lineno}")
     return f"it stopped with {type(error).__name__}, raised by the recipe or by torch; the worker's log has the place"
 
 

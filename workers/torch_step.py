@@ -59,16 +59,9 @@ def run_step(name: str, order: Json, *, lease: Lease, limit_seconds: float) -> J
 
 
 def _bare_environment() -> dict[str, str]:
-    """The child computes; it gets no database, no broker and no keys."""
-    secret = (
-        "DATABASE_URL",
-        "REDIS_URL",
-        "EXPUNGE_INDEX_KEY",
-        "EXPUNGE_WRAPPING_KEY",
-        "EXPUNGE_SIGNING_KEY",
-        "EXPUNGE_LOG_KEY",
-    )
-    return {name: value for name, value in os.environ.items() if not name.startswith(secret)}
+    """The child computes; it gets no database, no broker, no keys and nobody's address."""
+    ours = ("DATABASE_URL", "REDIS_URL", "EXPUNGE_", "OTEL_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def _say(child: subprocess.Popen[str], order: Json) -> None:

@@ -1,4 +1,4 @@
-"""Who is calling, and may they: bearer keys with scopes."""
+"""Who is calling, and may they: bearer keys and tokens with scopes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 
 from app.api.context import Transaction
+from app.api.tokens import Provider
 from app.domain import identifiers
-from app.errors import Forbidden, Unauthenticated
+from app.errors import ExpungeError, Forbidden, Unauthenticated
 from app.storage import keys
+from app.storage.keys import Claim, Holder
 
 
 class Scope(StrEnum):
@@ -49,21 +51,81 @@ class Caller:
         return None if self.scopes & _OFFICE else self.client_id
 
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `expunge keys create NAME --scope requests:write`")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+_bearer = HTTPBearer(
+    auto_error=False,
+    description="An API key (`expunge keys create NAME --scope requests:write`), or a token of the operator's identity"
+    " provider for a registered client (`expunge keys client NAME --oidc-subject …`)",
+)
+Declared = Annotated[object, Depends(_bearer)]
+"""Says in the OpenAPI document what :func:`identify` reads."""
+CLAIM = "expunge.claim"
+"""Where in the ASGI scope the door leaves a :class:`Claim`, or the error that the header is."""
+ASKED = "expunge.asked"
+"""Where :func:`claimed` leaves word that a route wanted to know."""
+_KEY_PREFIX = "exk_"
 
 
-def needs(*any_of: Scope) -> Callable[[Transaction, Credentials], Caller]:
+def identify(authorization: str, provider: Provider) -> Claim:
+    """Who a caller says it is, from the Authorization header alone: no look-up for what can't be a key or a token.
+
+    Raises:
+        Unauthenticated: There is nothing in it that looks like a key, or a token that is not to be believed.
+        Unavailable: The token's key is not known yet.
+    """
+    scheme, _, credentials = authorization.partition(" ")
+    credentials = credentials.strip()
+    if scheme.lower() != "bearer":
+        raise Unauthenticated(_SEND)
+    if credentials.count(".") == 2 and not credentials.startswith(_KEY_PREFIX):
+        return provider.read(credentials)
+    if not identifiers.looks_like_api_key(credentials):
+        raise Unauthenticated(_UNKNOWN)
+    return Claim(key_digest=identifiers.api_key_digest(credentials))
+
+
+def claimed(request: Request) -> Claim:
+    """Who this call says it is; the door has read it.
+
+    Raises:
+        Unauthenticated: It says nothing, or nothing to be believed.
+        Unavailable: The token's key is not known yet.
+    """
+    request.scope[ASKED] = True
+    found: Claim | ExpungeError | None = request.scope.get(CLAIM)
+    if found is None:
+        raise Unauthenticated(_SEND)
+    if isinstance(found, ExpungeError):
+        raise found
+    return found
+
+
+def admit(holder: Holder | None, *any_of: Scope) -> Caller:
+    """Who a claim turned out to be, if it has one of the scopes.
+
+    Raises:
+        Unauthenticated: Nobody we know.
+        Forbidden: A token of somebody who was not registered, or a caller without the scopes.
+    """
+    if holder is None:
+        raise Unauthenticated(_UNKNOWN)
+    if holder.client_id is None:
+        raise Forbidden("no client is registered for this token's subject; `expunge keys client` does that")
+    if holder.scopes.isdisjoint(any_of):
+        raise Forbidden(f"this needs the scope {' or '.join(any_of)}")
+    return Caller(holder.client_id, holder.scopes)
+
+
+def needs(*any_of: Scope) -> Callable[[Request, Transaction, Declared], Caller]:
     """A dependency that admits callers with one of the scopes and tells who it is."""
 
-    def caller(tx: Transaction, credentials: Credentials) -> Caller:
-        if credentials is None or not identifiers.looks_like_api_key(credentials.credentials):
-            raise Unauthenticated("send an API key as `Authorization: Bearer exk_…`")
-        key = keys.known(tx, identifiers.api_key_digest(credentials.credentials))
-        if key is None:
-            raise Unauthenticated("this API key is unknown, expired or revoked")
-        if not set(any_of) & set(key.scopes):
-            raise Forbidden(f"this API key lacks the scope {' or '.join(any_of)}")
-        return Caller(key.client_id, frozenset(key.scopes))
+    def caller(request: Request, tx: Transaction, _: Declared) -> Caller:
+        [holder] = keys.callers(tx, [claimed(request)])
+        return admit(holder, *any_of)
 
     return caller
+
+
+_SEND = "send an API key or a token as `Authorization: Bearer …`"
+# One sentence for all: which of them it is would tell a thief what the find is worth. What cannot be a key by its own
+# checksum is not looked up and so answered sooner, which says no more than anybody can compute from the key itself.
+_UNKNOWN = "this API key is unknown, expired or revoked"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,20 +13,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ExpungeError, Invalid, Unavailable
-from app.logs import log
+from app.api.schemas.base import FieldProblem
+from app.api.watch import CALL
+from app.errors import ExpungeError, Invalid, TooMany, Unavailable
+from app.logs import log, place
 
 _LARGEST_BODY = 64 * 1024
+_LARGER = {"/v1/erasure-requests:batch": 8 << 20, "/v1/suppressions:check": 4 << 20, "/v1/suppressions:tokens": 4 << 20}
+"""Routes that take more."""
 _RETRY_AFTER_SECONDS = "2"
-
-
-class FieldProblem(BaseModel):
-    """One thing that is wrong with one field."""
-
-    field: str
-    problem: str
+_FROM_THE_DOOR = (400, 413, 429)
+"""What a call may be told before any route sees it."""
 
 
 class Problem(BaseModel):
@@ -41,7 +43,8 @@ class Problem(BaseModel):
 def answers(*codes: int) -> dict[int | str, dict[str, Any]]:  # Any: FastAPI's type of ``responses=``
     """OpenAPI entries for the problems that a route can answer with."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {code: {"description": HTTPStatus(code).phrase, "content": content, "model": Problem} for code in codes}
+    every = sorted({*codes, *_FROM_THE_DOOR})
+    return {code: {"description": HTTPStatus(code).phrase, "content": content, "model": Problem} for code in every}
 
 
 def install(app: FastAPI) -> None:
@@ -50,7 +53,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _surprise)
-    app.add_middleware(ReadBody, largest=_LARGEST_BODY)
+    app.add_middleware(ReadBody, largest=_LARGEST_BODY, larger=_LARGER)
 
 
 def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
@@ -68,18 +71,26 @@ def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | No
     return JSONResponse(body.model_dump(), status, headers=headers, media_type="application/problem+json")
 
 
+def answer_to(request: Request, error: ExpungeError | RequestValidationError) -> JSONResponse:
+    """The problem document of an error."""
+    return (_expunge_error if isinstance(error, ExpungeError) else _validation_error)(request, error)
+
+
 def _expunge_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ExpungeError)
     if error.status >= 500 and not isinstance(error, Unavailable):
         log.error("request failed", kind=type(error).__name__)
     fields = [FieldProblem(field=error.field, problem=str(error))] if isinstance(error, Invalid) else []
-    return problem(error.status, error.code, str(error), fields)
+    answer = problem(error.status, error.code, str(error), fields)
+    if isinstance(error, TooMany):
+        answer.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
+    return answer
 
 
 def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """What pydantic found, less the input: its messages are kept only where they can't quote it."""
     assert isinstance(error, RequestValidationError)
-    fields = [FieldProblem(field=_place(e), problem=_sentence(e)) for e in error.errors()]
+    fields = fields_of(error.errors())
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
     detail = (
         "the body is not JSON"
@@ -89,6 +100,11 @@ def _validation_error(_: Request, error: Exception) -> JSONResponse:
         else "a field is wrong"
     )
     return problem(400 if malformed else 422, "malformed" if malformed else "invalid", detail, fields)
+
+
+def fields_of(errors: Iterable[dict[str, Any]]) -> list[FieldProblem]:  # Any: pydantic's errors
+    """What is wrong where, and never with which value."""
+    return [FieldProblem(field=_place(error), problem=_sentence(error)) for error in errors]
 
 
 def _place(error: dict[str, Any]) -> str:  # Any: pydantic's error
@@ -113,33 +129,54 @@ def _sentence(error: dict[str, Any]) -> str:  # Any: pydantic's error
     }.get(kind, f"expected another type or value ({kind})")
 
 
-def _http_error(_: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(
+    answer = problem(
         error.status_code, "http", HTTPStatus(error.status_code).description or HTTPStatus(error.status_code).phrase
     )
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_allowed(request))
+    return answer
+
+
+def _allowed(request: Request) -> list[str]:
+    """Every method that a path knows (RFC 9110 10.2.1); the framework names those of one route only."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.router.routes
+        )
+    ]
 
 
 def _surprise(request: Request, error: Exception) -> JSONResponse:
-    """A bug of ours: its class goes to the log, its message, which may quote anything, nowhere."""
-    route = request.scope.get("route")
-    log.error("request failed", kind=type(error).__name__, path=getattr(route, "path", "?"))
-    return problem(500, "internal", "something went wrong on our side; nothing was half-written")
+    """A bug of ours: its class and place go to the log, its message, which may quote anything, nowhere."""
+    route, call = request.scope.get("route"), request.scope.get(CALL, "?")
+    about = {"kind": type(error).__name__, "place": place(error.__traceback__)}
+    log.error("request failed", path=getattr(route, "path", "?"), call=call, **about)
+    answer = problem(500, "internal", "something went wrong on our side; nothing was half-written")
+    answer.headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"})  # past the door
+    answer.headers["X-Request-Id"] = call  # and past the watch
+    return answer
 
 
 class ReadBody:
     """Read the body before anybody else does: refuse what is too large or says two things at once."""
 
-    def __init__(self, app: ASGIApp, largest: int) -> None:
-        self.app, self.largest = app, largest
+    def __init__(self, app: ASGIApp, largest: int, larger: Mapping[str, int]) -> None:
+        self.app, self.largest, self.larger = app, largest, larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry: read at most ``largest`` bytes, then hand the body on."""
+        """ASGI entry: read at most ``largest`` bytes, or what the route takes, then hand the body on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = await self._read(receive)
-        refusal = self._refusal(scope, body)
+        most = self.larger.get(scope["path"], self.largest)
+        body = await self._read(receive, most)
+        if body is None:
+            return  # the caller left in the middle: half a list of people is not what it meant
+        refusal = self._refusal(scope, body, most)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -150,22 +187,26 @@ class ReadBody:
 
         await self.app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> bytes:
-        body, message = b"", await receive()
-        while message["type"] == "http.request":
-            body += message.get("body", b"")
-            if len(body) > self.largest or not message.get("more_body", False):
-                break
+    async def _read(self, receive: Receive, most: int) -> bytes | None:
+        message = await receive()
+        if not message.get("more_body", False):
+            return message.get("body", b"") if message["type"] == "http.request" else None
+        parts, size = [message["body"]], len(message["body"])
+        while size <= most and message.get("more_body", False):
             message = await receive()
-        return body
+            if message["type"] != "http.request":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        return b"".join(parts)
 
-    def _refusal(self, scope: Scope, body: bytes) -> JSONResponse | None:
-        if len(body) > self.largest:
-            return problem(413, "too-large", f"the body is larger than {self.largest} bytes")
+    def _refusal(self, scope: Scope, body: bytes, most: int) -> JSONResponse | None:
+        if len(body) > most:
+            return problem(413, "too-large", f"the body is larger than {most} bytes")
         if sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
             return problem(400, "malformed", "send one Idempotency-Key")
         if _says_a_name_twice(body):
-            return problem(400, "malformed", "a name appears twice in one JSON object; readers would disagree on it")
+            return problem(400, "malformed", _TWICE)
         return None
 
 
@@ -173,15 +214,37 @@ class _TwiceError(ValueError):
     """A JSON object has two members of one name."""
 
 
+def read_once(content: bytes) -> Any:  # Any: JSON
+    """JSON that can be read in one way only.
+
+    Raises:
+        Invalid: It is no JSON, or says a name twice.
+    """
+    try:
+        return _ONCE.decode(content.decode())
+    except _TwiceError:
+        raise Invalid("body", _TWICE) from None
+    except (ValueError, RecursionError):
+        raise Invalid("body", "this is not JSON") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    said = dict(pairs)
+    if len(said) < len(pairs):
+        raise _TwiceError
+    return said
+
+
+_ONCE = json.JSONDecoder(object_pairs_hook=_once)
+_TWICE = "a name appears twice in one JSON object; readers would disagree on it"
+
+
 def _says_a_name_twice(body: bytes) -> bool:
     """Whether two readers of this JSON could take different values; what isn't JSON is somebody else's to refuse."""
-
-    def once(pairs: list[tuple[str, object]]) -> None:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise _TwiceError
-
+    if not body:
+        return False
     try:
-        json.loads(body, object_pairs_hook=once)
+        _ONCE.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except _TwiceError:
         return True
     except (ValueError, RecursionError):

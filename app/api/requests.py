@@ -1,4 +1,4 @@
-"""Erasure requests over HTTP: create, read, list, cancel, history, certificate."""
+"""Erasure requests over HTTP: read, list, cancel, history, certificate; intake.py takes them in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from app import certificates, intake
 from app.api.auth import Caller, Scope, needs
@@ -15,53 +15,21 @@ from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
 from app.api.schemas import requests as schemas
 from app.audit import evidence
+from app.domain.decisions import IdentityLevel
 from app.domain.lifecycle import RequestStatus
 from app.errors import Invalid, NotFound
 from app.storage import audit, requests
+from app.storage.arrivals import Arrival
 from app.storage.tables import ErasureRequest
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
 Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
 Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL))]
+Reference = Annotated[str | None, Query(max_length=200, pattern=schemas.REFERENCE)]
 _PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
 _PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}  # Any: OpenAPI
 _TOKEN: dict[int | str, dict[str, Any]] = {200: {"content": {"application/timestamp-reply": {}}}}  # Any: OpenAPI
 _RECEIPT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}}}}  # Any: OpenAPI
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Repeat a create safely: the same key gives the same request for 24 hours.",
-    ),
-]
-
-
-@router.post(
-    "",
-    status_code=202,
-    responses=answers(400, 401, 403, 409, 413, 422, 503)
-    | {200: {"model": schemas.ErasureRequestOut, "description": "The same demand was accepted before"}},
-)
-def create(
-    body: schemas.ErasureRequestIn,
-    tx: Transaction,
-    client: Writer,
-    now: Now,
-    settings: CurrentSettings,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> schemas.ErasureRequestOut:
-    """Accept a demand to be forgotten: 202 if new, 200 if we have it already. It is on disk when you read this."""
-    demand = intake.Demand(user_id=body.user_id, models=body.models, reference=body.reference)
-    accepted = intake.accept(
-        tx, demand, client_id=client.client_id, idempotency_key=idempotency_key, now=now, settings=settings
-    )
-    response.headers["Location"] = f"{router.prefix}/{accepted.request.id}"
-    response.status_code = 202 if accepted.created else 200
-    return _shown(tx, [accepted.request], now)[0]
 
 
 @router.get("", responses=answers(401, 403, 422, 503))
@@ -72,7 +40,7 @@ def index(
     cursor: Annotated[str | None, Query(max_length=30)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     status: RequestStatus | None = None,
-    reference: Annotated[str | None, Query(max_length=200, pattern=schemas.REFERENCE)] = None,
+    reference: Reference = None,
 ) -> schemas.ErasureRequestPage:
     """List requests in order of arrival."""
     page = requests.page(
@@ -80,14 +48,14 @@ def index(
     )
     more = len(page) > limit
     return schemas.ErasureRequestPage(
-        items=_shown(tx, page[:limit], now), next_cursor=f"c{page[limit - 1].sequence}" if more else None
+        items=shown(tx, page[:limit], now), next_cursor=f"c{page[limit - 1].sequence}" if more else None
     )
 
 
 @router.get("/{request_id}", responses=answers(401, 403, 404, 422, 503))
 def show(request_id: UUID, tx: Transaction, caller: Reader, now: Now) -> schemas.ErasureRequestOut:
     """Read one request: where it stands, with each model."""
-    return _shown(tx, [requests.get(tx, request_id, seen_by=caller.sees)], now)[0]
+    return shown(tx, [requests.get(tx, request_id, seen_by=caller.sees)], now)[0]
 
 
 @router.post("/{request_id}:cancel", responses=answers(401, 403, 404, 409, 422, 503))
@@ -95,7 +63,7 @@ def cancel(
     request_id: UUID, tx: Transaction, caller: Writer, now: Now, settings: CurrentSettings
 ) -> schemas.ErasureRequestOut:
     """Take a request back; possible until the work on it begins."""
-    return _shown(tx, [intake.cancel(tx, request_id, seen_by=caller.sees, now=now, settings=settings)], now)[0]
+    return shown(tx, [intake.cancel(tx, request_id, seen_by=caller.sees, now=now, settings=settings)], now)[0]
 
 
 @router.get("/{request_id}/events", responses=answers(401, 403, 404, 422, 503))
@@ -158,22 +126,45 @@ def _place(cursor: str | None) -> int:
     return int(cursor[1:])
 
 
-def _shown(tx: Transaction, page: Sequence[ErasureRequest], now: datetime) -> list[schemas.ErasureRequestOut]:
+def shown(tx: Transaction, page: Sequence[ErasureRequest], now: datetime) -> list[schemas.ErasureRequestOut]:
+    """Requests as they go over the wire; that another client's request is for the same person is nobody's business."""
+    twins = requests.owners(tx, [request.duplicate_of for request in page if request.duplicate_of])
     targets: dict[UUID, list[schemas.TargetOut]] = {request.id: [] for request in page}
     for row in requests.targets(tx, list(targets)):
         targets[row.request_id].append(schemas.TargetOut(model=row.name, status=row.status, result=row.result))
     return [
-        schemas.ErasureRequestOut(
-            id=request.id,
-            status=RequestStatus(request.status),
-            reason=request.reason,
-            reference=request.reference,
-            origin=request.origin,
-            received_at=request.received_at,
-            deadline=request.deadline,
-            closed_at=request.closed_at,
-            overdue=(request.closed_at or now) > request.deadline,
+        told(
+            request,
+            now,
             targets=targets[request.id],
+            duplicate_of=request.duplicate_of if twins.get(request.duplicate_of) == request.client_id else None,
         )
         for request in page
     ]
+
+
+def told(
+    request: ErasureRequest | Arrival,
+    now: datetime,
+    *,
+    targets: Sequence[schemas.TargetOut] = (),
+    duplicate_of: UUID | None = None,
+) -> schemas.ErasureRequestOut:
+    """One request as it goes over the wire; one that has just come in has no targets yet."""
+    return schemas.ErasureRequestOut(
+        id=request.id,
+        status=RequestStatus(request.status),
+        reason=request.reason,
+        reference=request.reference,
+        origin=request.origin,
+        batch_id=request.batch_id,
+        received_at=request.received_at,
+        clock_from=request.clock_from,
+        deadline=request.deadline,
+        identity_level=IdentityLevel(request.identity_level),
+        approvals_needed=request.approvals_needed,
+        duplicate_of=duplicate_of,
+        closed_at=request.closed_at,
+        overdue=(request.closed_at or now) > request.deadline,
+        targets=list(targets),
+    )

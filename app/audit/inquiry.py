@@ -35,12 +35,24 @@ async def ask(url: str, question: bytes, *, kind: str, seconds: float) -> Answer
     Raises:
         Unavailable: There is no answer, it is too long, or it comes too late.
     """
-    headers = {"Content-Type": kind, "Accept-Encoding": "identity"}
+    return await _asked("POST", url, question, {"Content-Type": kind}, seconds)
+
+
+async def read(url: str, *, seconds: float) -> Answer:
+    """GET what lies at ``url``, on the same terms.
+
+    Raises:
+        Unavailable: There is no answer, it is too long, or it comes too late.
+    """
+    return await _asked("GET", url, None, {"Accept": "application/json"}, seconds)
+
+
+async def _asked(method: str, url: str, question: bytes | None, headers: dict[str, str], seconds: float) -> Answer:
     try:
         async with (
             asyncio.timeout(seconds),
             httpx.AsyncClient(timeout=seconds, trust_env=False, verify=_authorities()) as client,
-            client.stream("POST", url, content=question, headers=headers) as answer,
+            client.stream(method, url, content=question, headers={**headers, "Accept-Encoding": "identity"}) as answer,
         ):
             return Answer(answer.status_code, await _body(answer))
     except Exception as error:  # noqa: BLE001 - no list has all that an odd address or a stranger's bytes can raise

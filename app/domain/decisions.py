@@ -7,6 +7,9 @@ words of the controller stand beside it and become part of the notice to the per
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
+
+from app.errors import Invalid
 
 
 class IdentityLevel(StrEnum):
@@ -36,6 +39,7 @@ class Kind(StrEnum):
     RELEASED = "released"
     EXTENDED = "extended"
     REFUSED = "refused"
+    RETRIED = "retried"
 
 
 class Ground(StrEnum):
@@ -58,3 +62,39 @@ class ExtensionReason(StrEnum):
 
     COMPLEXITY = "complexity"
     NUMBER = "number"
+
+
+class HoldGround(StrEnum):
+    """Why a request waits although it could be worked on."""
+
+    LEGAL_HOLD = "legal_hold"
+    RESTRICTION = "art18_restriction"
+    CLARIFICATION = "clarification"
+
+
+class Notice(StrEnum):
+    """What a person is told about their request; the portal tells it, we write it."""
+
+    RECEIPT = "receipt"
+    IDENTITY = "identity"
+    EXTENSION = "extension"
+    REFUSAL = "refusal"
+    COMPLETION = "completion"
+    PARTIAL = "partial"
+    NO_DATA = "no_data"
+
+
+EXPLAINED: Final = frozenset({Ground.ARCHIVING_RESEARCH, Ground.UNFOUNDED, Ground.EXCESSIVE})
+"""Grounds that say nothing by themselves: erasure must "seriously impair" the research (Art. 17(3)(d)), and who calls a
+demand unfounded or excessive has to show it (Art. 12(5))."""
+
+
+def check_refusal(ground: Ground, explanation: str | None) -> None:
+    """Refuse a ground that needs an explanation and has none.
+
+    >>> check_refusal(Ground.ARCHIVING_RESEARCH, None)
+    Traceback (most recent call last):
+    app.errors.Invalid: art17_3_d_archiving_research_statistics needs an explanation, which becomes part of the notice
+    """
+    if ground in EXPLAINED and not (explanation or "").strip():
+        raise Invalid("explanation", f"{ground} needs an explanation, which becomes part of the notice")

@@ -6,7 +6,8 @@ A request is one person's demand to be forgotten; a job is one update of one mod
                  │            │            ├────────► no_data                    (no model's data hold the person)
                  │            │            └────────► needs_attention ──► queued (an operator tried again)
                  │            │                              └──────────► partially_completed (the rest was refused)
-                 └─► pending ─► approved ──► queued          (a person must agree: policy, or a burst of demands)
+                 └─► pending ─► approved ──► queued          (a person must agree: policy, or a burst of demands,
+                                                              which also calls back what is queued: queued ──► pending)
 
       awaiting_identity ──► received                         (the portal vouches for the person)
       whatever waits ──► on_hold ──► received                (a legal hold, and its release)
@@ -67,6 +68,8 @@ _R, _J = RequestStatus, JobStatus
 
 WAITING: Final = frozenset({_R.RECEIVED, _R.AWAITING_IDENTITY, _R.PENDING, _R.APPROVED, _R.QUEUED, _R.ON_HOLD})
 """Statuses in which nothing has been destroyed yet: the request may be held, refused or taken back."""
+INITIAL: Final = frozenset({_R.RECEIVED, _R.AWAITING_IDENTITY})
+"""Statuses in which a request comes in."""
 PLANNABLE: Final = frozenset({_R.RECEIVED, _R.APPROVED})
 """Statuses that the planner picks up."""
 _TAKEN_BACK: Final = frozenset({_R.CANCELLED, _R.REJECTED})
@@ -78,7 +81,7 @@ REQUEST_MOVES: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
     _R.PENDING: _ANY_WAIT | {_R.APPROVED},
     _R.APPROVED: _ANY_WAIT | {_R.QUEUED, _R.NEEDS_ATTENTION},
     _R.ON_HOLD: _TAKEN_BACK | {_R.RECEIVED, _R.AWAITING_IDENTITY},
-    _R.QUEUED: _ANY_WAIT | {_R.IN_PROGRESS, _R.NEEDS_ATTENTION},
+    _R.QUEUED: _ANY_WAIT | {_R.IN_PROGRESS, _R.PENDING, _R.NEEDS_ATTENTION},
     _R.IN_PROGRESS: frozenset({_R.COMPLETED, _R.PARTIALLY_COMPLETED, _R.NO_DATA, _R.NEEDS_ATTENTION}),
     _R.NEEDS_ATTENTION: _TAKEN_BACK | {_R.QUEUED, _R.PARTIALLY_COMPLETED},
     _R.COMPLETED: frozenset({_R.QUEUED}),

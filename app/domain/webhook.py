@@ -1,11 +1,13 @@
-"""How a portal knows that a message is ours, and when we try again: Standard Webhooks, the symmetric scheme.
+"""What webhooks tell, how a portal knows that a message is ours, and when we try again: Standard Webhooks.
 
-    webhook-id          the same over all attempts: the receiver's idempotency key
+    webhook-id          the same over all attempts and replays: the receiver's idempotency key
     webhook-timestamp   Unix seconds of this attempt
-    webhook-signature   "v1," + base64(HMAC-SHA256(secret, "<id>.<timestamp>.<raw body>")), one per valid secret
+    webhook-signature   for each valid secret, separated by spaces, over "<id>.<timestamp>.<raw body>":
+                        "v1,"  + base64(HMAC-SHA256(secret, …))   what is shared: whsec_…
+                        "v1a," + base64(Ed25519(private key, …))  what is public: whpk_…; the other half never leaves us
 
 Norm: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md. While a secret is rotated, the old and
-the new one both sign. Receivers must check the raw bytes they got, not JSON they wrote again. Order is not guaranteed.
+the new one both sign. Receivers must check the raw bytes they got, not JSON they wrote again.
 """
 
 from __future__ import annotations
@@ -15,14 +17,32 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
 from app.domain.addresses import ForbiddenAddress
+from app.domain.lifecycle import REQUEST_ENDED, RequestStatus
 from app.errors import Unauthenticated
+
+Signer = Callable[[bytes], bytes]
+"""Signs with one Ed25519 key: this module has the standard library only, which knows no such keys."""
+
+REOPENED: Final = "erasure_request.reopened"
+"""A rollback undid the deletion; it is repeated."""
+EXTENDED: Final = "erasure_request.deadline_extended"
+PING: Final = "ping"
+"""Sent when its owner asks for it, whatever the endpoint hears of."""
+EVENTS: Final = (*(f"erasure_request.{status}" for status in RequestStatus), REOPENED, EXTENDED)
+"""What an endpoint may hear of."""
+OUTCOMES: Final = (
+    *(event for status, event in zip(RequestStatus, EVENTS, strict=False) if status in REQUEST_ENDED),
+    f"erasure_request.{RequestStatus.NEEDS_ATTENTION}",
+    REOPENED,
+)
+"""What an endpoint hears of that does not say: ends, what takes an end back, and what waits for people."""
 
 TOLERANCE_SECONDS: Final = 300
 """How far a receiver's clock may be from ours; an older message is a replay."""
@@ -43,9 +63,20 @@ SCHEDULE: Final = (
 """The pause before each attempt, as the norm proposes: ten attempts in 75.6 hours, so a long weekend is survived."""
 
 _MARK: Final = "whsec_"
+_PUBLIC_MARK: Final = "whpk_"
+_PRIVATE_MARK: Final = "whsk_"
 _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # no full stop: it separates the signed parts
 _EVENT_TYPE: Final = re.compile(r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*")
 _SECONDS: Final = re.compile(r"[0-9]{1,12}")
+
+
+class Scheme(StrEnum):
+    """How messages are signed."""
+
+    V1 = "v1"
+    """HMAC-SHA256 with a secret that we share with the receiver."""
+    V1A = "v1a"
+    """Ed25519: the receiver holds nothing that could sign."""
 
 
 class SignatureRefused(Unauthenticated):
@@ -65,6 +96,15 @@ class Outcome(StrEnum):
     """We must not connect there; no later attempt can change that."""
 
 
+def event_of(now: RequestStatus, then: RequestStatus) -> str:
+    """What a move of a request is called.
+
+    >>> event_of(RequestStatus.COMPLETED, RequestStatus.QUEUED), event_of(RequestStatus.RECEIVED, RequestStatus.QUEUED)
+    ('erasure_request.reopened', 'erasure_request.queued')
+    """
+    return REOPENED if now in REQUEST_ENDED and then not in REQUEST_ENDED else f"erasure_request.{then}"
+
+
 def new_secret(random_bytes: bytes) -> str:
     """Write the secret that a portal and we share; each endpoint has its own.
 
@@ -77,6 +117,25 @@ def new_secret(random_bytes: bytes) -> str:
     if not 24 <= len(random_bytes) <= 64:
         raise ValueError("a webhook secret takes 24 to 64 random bytes")
     return _MARK + base64.b64encode(random_bytes).decode()
+
+
+def private_key(seed: bytes) -> str:
+    """Write the 32 bytes of an Ed25519 private key."""
+    return _PRIVATE_MARK + base64.b64encode(seed).decode()
+
+
+def seed_of(private: str) -> bytes:
+    """Read what :func:`private_key` wrote.
+
+    >>> seed_of(private_key(bytes(32))) == bytes(32)
+    True
+    """
+    return base64.b64decode(private.removeprefix(_PRIVATE_MARK), validate=True)
+
+
+def public_key(raw: bytes) -> str:
+    """Write the 32 bytes of an Ed25519 public key, which is what a receiver is given."""
+    return _PUBLIC_MARK + base64.b64encode(raw).decode()
 
 
 def body(event_type: str, occurred_at: datetime, data: Mapping[str, object]) -> bytes:
@@ -105,7 +164,9 @@ def body(event_type: str, occurred_at: datetime, data: Mapping[str, object]) -> 
     return text
 
 
-def sign(secrets: Sequence[str], message_id: str, *, timestamp_seconds: int, body: bytes) -> str:
+def sign(
+    secrets: Sequence[str], message_id: str, *, timestamp_seconds: int, body: bytes, signers: Sequence[Signer] = ()
+) -> str:
     """Write the ``webhook-signature`` header.
 
     Args:
@@ -113,25 +174,31 @@ def sign(secrets: Sequence[str], message_id: str, *, timestamp_seconds: int, bod
         message_id: Letters, digits, ``_`` and ``-``.
         timestamp_seconds: Unix time of this attempt.
         body: Exactly the bytes that are sent.
+        signers: One for each Ed25519 key that the receiver may know just now.
 
     Raises:
-        ValueError: The id or a secret is malformed, or there is no secret.
+        ValueError: The id or a secret is malformed, or there is nothing to sign with.
     """
     if not _MESSAGE_ID.fullmatch(message_id):
         raise ValueError("a message id has 1 to 64 letters, digits, _ and -")
-    if not secrets:
+    if not secrets and not signers:
         raise ValueError("a message needs at least one secret")
-    return " ".join(_signature(secret, f"{message_id}.{timestamp_seconds}.".encode() + body) for secret in secrets)
+    signed = f"{message_id}.{timestamp_seconds}.".encode() + body
+    public = (f"v1a,{base64.b64encode(signer(signed)).decode()}" for signer in signers)
+    return " ".join([*(_signature(secret, signed) for secret in secrets), *public])
 
 
-def headers(secrets: Sequence[str], message_id: str, *, timestamp_seconds: int, body: bytes) -> dict[str, str]:
+def headers(
+    secrets: Sequence[str], message_id: str, *, timestamp_seconds: int, body: bytes, signers: Sequence[Signer] = ()
+) -> dict[str, str]:
     """Write all headers of one attempt; arguments and errors as in :func:`sign`."""
+    signature = sign(secrets, message_id, timestamp_seconds=timestamp_seconds, body=body, signers=signers)
     return {
         "content-type": "application/json",
         "user-agent": "Expunge-Webhooks/1",
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp_seconds),
-        "webhook-signature": sign(secrets, message_id, timestamp_seconds=timestamp_seconds, body=body),
+        "webhook-signature": signature,
     }
 
 

@@ -56,11 +56,11 @@ def enter(
     Raises:
         ExpungeError: There is no such type, or it does not say these fields: a mistake in our own code.
     """
-    _check(kind, fields or {}, of_request=request_id is not None)
+    check(kind, fields or {}, of_request=request_id is not None)
     tx.execute(insert(AuditEntry).values(type=kind, at=at, request_id=request_id, job_id=job_id, fields=fields or {}))
 
 
-def _check(kind: str, fields: Mapping[str, object], *, of_request: bool) -> None:
+def check(kind: str, fields: Mapping[str, object], *, of_request: bool) -> None:
     """Refuse here, where it can still be taken back, what would later stop the log; names only, for speed."""
     shape = SCHEMA.get(kind)
     if shape is None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ARRAY, ColumnElement, Uuid, and_, cast, exists, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.domain.lifecycle import JOB_OPEN, JobStatus
 from app.errors import LeaseLost
-from app.storage import moves
+from app.storage import moves, totals
 from app.storage.tables import Job, Model, Pulse, Target
 
 _RING_AGAIN_SECONDS = 5
@@ -40,23 +40,30 @@ def collecting(tx: Session, model_id: UUID, *, opens_at: datetime) -> UUID:
 
 def join(tx: Session, job_id: UUID, request_id: UUID, model_id: UUID) -> None:
     """Let the job serve the request; a retry joins a later job."""
-    fresh = {"job_id": job_id, "result": None, "sample_ids": None}
+    join_all(tx, job_id, [request_id], model_id)
+
+
+def join_all(tx: Session, job_id: UUID, request_ids: Sequence[UUID], model_id: UUID) -> None:
+    """Let the job serve the requests, in one statement."""
+    each = select(func.unnest(cast(list(request_ids), ARRAY(Uuid))), literal(model_id), literal(job_id))
     tx.execute(
         insert(Target)
-        .values(request_id=request_id, model_id=model_id, **fresh)
-        .on_conflict_do_update(index_elements=["request_id", "model_id"], set_=fresh)
+        .from_select(["request_id", "model_id", "job_id"], each)
+        .on_conflict_do_update(
+            index_elements=["request_id", "model_id"], set_={"job_id": job_id, "result": None, "sample_ids": None}
+        )
     )
 
 
-def is_full(tx: Session, model_id: UUID, *, at: int) -> bool:
-    """Whether the model's collecting job serves so many requests that it takes no more."""
-    joined = (
-        select(func.count())
-        .select_from(Target)
-        .join(Job, Job.id == Target.job_id)
-        .where(Job.model_id == model_id, Job.status == JobStatus.QUEUED, Job.fence == 0)
+def joined(tx: Session) -> dict[UUID, int]:
+    """How many requests each model's collecting job serves; a model without one is left out."""
+    counted = (
+        select(Job.model_id, func.count())
+        .join(Target, Target.job_id == Job.id)
+        .where(Job.status == JobStatus.QUEUED, Job.fence == 0)
+        .group_by(Job.model_id)
     )
-    return (tx.scalar(joined) or 0) >= at
+    return {row[0]: row[1] for row in tx.execute(counted)}
 
 
 def any_open(tx: Session, model_id: UUID, *, or_failed_within: timedelta) -> bool:
@@ -70,12 +77,16 @@ def any_open(tx: Session, model_id: UUID, *, or_failed_within: timedelta) -> boo
 
 def claim(tx: Session, job_id: UUID, *, lease: timedelta, max_attempts: int) -> Job | None:
     """Take the job if it is open and nobody holds it; the new fence makes every older holder's writes void."""
-    return tx.scalar(
+    silent = tx.scalar(select(Job.lease_until).where(Job.id == job_id).with_for_update())
+    claimed = tx.scalar(
         update(Job)
         .where(Job.id == job_id, Job.status.in_(JOB_OPEN), Job.attempts < max_attempts, _free())
         .values(fence=Job.fence + 1, attempts=Job.attempts + 1, rings=0, lease_until=func.now() + lease, progress=None)
         .returning(Job)
     )
+    if claimed is not None and silent is not None:  # whoever gives a job back leaves no lease
+        totals.count(tx, "lease_expired")
+    return claimed
 
 
 def renew(tx: Session, job_id: UUID, *, fence: int, lease: timedelta, progress: float | None) -> None:

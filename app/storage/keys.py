@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app import keyring
-from app.errors import Misconfigured, NotFound
+from app.errors import Conflict, Misconfigured, NotFound
 from app.settings import Settings
+from app.storage.sessions import fetch
 from app.storage.tables import ApiKey, Client, KeyCheck
 
 
@@ -31,24 +34,113 @@ def add_client(tx: Session, *, name: str, oidc_subject: str | None = None) -> Cl
     return client
 
 
+def maybe_client(tx: Session, name: str) -> Client | None:
+    """The client of this name or id, if there is one.
+
+    Raises:
+        Conflict: Several have this name.
+    """
+    with suppress(ValueError):
+        return tx.get(Client, UUID(name))
+    found = tx.scalars(select(Client).where(Client.name == name).limit(2)).all()
+    if len(found) > 1:
+        raise Conflict("several clients have this name; use the id that `expunge keys clients` shows")
+    return found[0] if found else None
+
+
+def client_of_subject(tx: Session, subject: str) -> Client | None:
+    """The client whose tokens name this subject."""
+    return tx.scalar(select(Client).where(Client.oidc_subject == subject))
+
+
+def clients(tx: Session) -> Sequence[Client]:
+    """All clients, oldest first."""
+    return tx.scalars(select(Client).order_by(Client.created_at)).all()
+
+
+def locked(tx: Session, key_id: UUID) -> ApiKey:
+    """A key, held until the transaction ends.
+
+    Raises:
+        NotFound: There is no such key.
+    """
+    key = tx.scalar(select(ApiKey).where(ApiKey.id == key_id).with_for_update())
+    if key is None:
+        raise NotFound("there is no API key with this id")
+    return key
+
+
 def client_named(tx: Session, name: str) -> Client | None:
     """The oldest client of this name."""
     return tx.scalar(select(Client).where(Client.name == name).order_by(Client.created_at).limit(1))
 
 
-def known(tx: Session, digest: bytes) -> ApiKey | None:
-    """The key with this digest, if it is neither revoked nor expired; notes its use, at most once a minute."""
-    lives = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
-    key = tx.scalar(select(ApiKey).where(ApiKey.digest == digest, lives))
-    if key is not None:
-        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
-        tx.execute(update(ApiKey).where(ApiKey.id == key.id, stale).values(last_used_at=func.now()))
-    return key
+@dataclass(frozen=True)
+class Claim:
+    """Who a caller says it is, before anybody has looked it up: the holder of a key, or the subject of a token."""
+
+    key_digest: bytes = b""
+    subject: str = ""
+    scopes: frozenset[str] = frozenset()
+    """What the token asks for."""
+
+    @cached_property
+    def name(self) -> str:
+        """A name to count its calls by."""
+        return self.subject or self.key_digest.hex()
 
 
-def every(tx: Session) -> Sequence[ApiKey]:
-    """All keys, oldest first."""
-    return tx.scalars(select(ApiKey).order_by(ApiKey.created_at)).all()
+@dataclass(frozen=True)
+class Holder:
+    """Who a claim belongs to, and what it may do."""
+
+    client_id: UUID | None
+    """None: a good token of a subject for whom no client is registered."""
+    scopes: frozenset[str]
+
+
+_LOOK_UP = """
+    WITH known AS (
+        SELECT id, digest, client_id, scopes, last_used_at FROM api_keys
+        WHERE digest = ANY(CAST(%(digests)s AS bytea[]))
+          AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+    ), stale AS (
+        SELECT id FROM api_keys WHERE id IN (
+            SELECT id FROM known WHERE last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), used AS (
+        UPDATE api_keys SET last_used_at = now() WHERE id IN (SELECT id FROM stale)
+    )
+    SELECT digest, client_id, scopes FROM known
+"""
+"""One statement for any number; a use is noted at most once a minute, and by nobody who would have to wait for it."""
+
+
+def callers(tx: Session, claims: Sequence[Claim]) -> list[Holder | None]:
+    """Whose each claim is; none where the key is unknown, expired or revoked."""
+    digests = list({claim.key_digest for claim in claims if claim.key_digest})
+    rows = fetch(tx, _LOOK_UP, {"digests": digests}) if digests else []
+    holders = {digest: Holder(client_id, frozenset(scopes)) for digest, client_id, scopes in rows}
+    subjects = _subjects(tx, [claim.subject for claim in claims if claim.subject])
+    return [_held(claim, subjects) if claim.subject else holders.get(claim.key_digest) for claim in claims]
+
+
+def _subjects(tx: Session, names: list[str]) -> dict[str | None, Client]:
+    if not names:
+        return {}
+    return {client.oidc_subject: client for client in tx.scalars(select(Client).where(Client.oidc_subject.in_(names)))}
+
+
+def _held(claim: Claim, subjects: dict[str | None, Client]) -> Holder:
+    """A token gets what it asks for, as far as its client may have it."""
+    client = subjects.get(claim.subject)
+    return Holder(client.id, claim.scopes & set(client.token_scopes)) if client else Holder(None, frozenset())
+
+
+def every(tx: Session) -> Sequence[tuple[ApiKey, Client]]:
+    """All keys with their clients, oldest first."""
+    joined = select(ApiKey, Client).join(Client, Client.id == ApiKey.client_id)
+    return [(key, client) for key, client in tx.execute(joined.order_by(ApiKey.created_at))]
 
 
 def revoke(tx: Session, key_id: UUID) -> None:

@@ -1,12 +1,16 @@
-"""Bring a database to the newest schema."""
+"""Bring a database to the newest schema, and tell whether it is there."""
 
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 import migrations
 
@@ -22,6 +26,27 @@ def config(url: str) -> Config:
 def upgrade(url: str) -> None:
     """Apply all migrations to the database at ``url`` (a SQLAlchemy URL)."""
     command.upgrade(config(url), "head")
+
+
+@cache
+def _known() -> tuple[str, frozenset[str]]:
+    """The newest schema that this code knows, and all of them."""
+    script = ScriptDirectory.from_config(config(""))
+    head = script.get_current_head()
+    assert head is not None
+    return head, frozenset(revision.revision for revision in script.walk_revisions())
+
+
+def behind(tx: Session) -> tuple[str, str] | None:
+    """The database's schema and ours, where ours is newer; newer ones than ours do no harm: they only add."""
+    head, known = _known()
+    found = tx.scalar(text("SELECT version_num FROM alembic_version"))
+    return (found, head) if found != head and found in known else None
+
+
+def is_writable(tx: Session) -> bool:
+    """Whether PostgreSQL takes writes from us now."""
+    return not tx.scalar(text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"))
 
 
 def compare(url: str) -> None:

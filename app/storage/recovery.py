@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.lifecycle import REQUEST_ENDED
 from app.errors import Misconfigured
-from app.storage import jobs, moves
+from app.storage import jobs, moves, suppressions
 from app.storage.samples import TRAIN, forget_subjects
 from app.storage.tables import (
     AuditEntry,
@@ -23,7 +23,6 @@ from app.storage.tables import (
     Manifest,
     Model,
     Posting,
-    Suppression,
     Target,
 )
 
@@ -64,7 +63,7 @@ def drop_pending(tx: Session, ids: Iterable[int]) -> None:
 
 def suppress(tx: Session, key: bytes, *, model: str) -> None:
     """Put somebody back on the suppression list."""
-    tx.execute(insert(Suppression).values(suppression_key=key, model=model).on_conflict_do_nothing())
+    suppressions.put_back(tx, key, model)
 
 
 def bury(tx: Session, *, job: str, model: str, manifest: str, ordinal: int, samples: list[int], at: datetime) -> bool:

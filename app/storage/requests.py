@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.lifecycle import PLANNABLE, REQUEST_ENDED, RequestStatus
 from app.errors import NotFound
+from app.storage import suppressions
 from app.storage.tables import (
     Certificate,
     ErasureRequest,
@@ -20,7 +20,6 @@ from app.storage.tables import (
     Idempotency,
     Job,
     Model,
-    Suppression,
     Target,
     Timestamp,
 )
@@ -60,11 +59,6 @@ def _seen(request: ErasureRequest | None, client_id: UUID | None) -> ErasureRequ
     return request
 
 
-def open_twin(tx: Session, dedupe_key: bytes) -> ErasureRequest | None:
-    """The open request that makes the same demand."""
-    return tx.scalar(select(ErasureRequest).where(ErasureRequest.dedupe_key == dedupe_key))
-
-
 def page(
     tx: Session,
     *,
@@ -85,11 +79,15 @@ def page(
     return tx.scalars(query).all()
 
 
-def received(tx: Session, *, limit: int) -> Sequence[ErasureRequest]:
-    """Requests that wait to be planned, oldest first; another planner's are left to it."""
+def received(tx: Session, *, limit: int, cooled_since: datetime) -> Sequence[ErasureRequest]:
+    """Requests that wait to be planned, oldest first; another planner's are left to it.
+
+    Those that came in after ``cooled_since`` may still be taken back at leisure, unless they are our own.
+    """
+    cooled = (ErasureRequest.received_at <= cooled_since) | (ErasureRequest.origin != "portal")
     return tx.scalars(
         select(ErasureRequest)
-        .where(ErasureRequest.status.in_(PLANNABLE))
+        .where(ErasureRequest.status.in_(PLANNABLE), cooled)
         .order_by(ErasureRequest.sequence)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -109,6 +107,18 @@ def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]
     return [(row[0], row[1]) for row in rows]
 
 
+def traceparents(tx: Session, job_id: UUID, *, limit: int = 129) -> list[str]:
+    """The traces that the job's requests came in by, oldest first; of requests that came while somebody traced."""
+    found = tx.scalars(
+        select(ErasureRequest.traceparent)
+        .join(Target, Target.request_id == ErasureRequest.id)
+        .where(Target.job_id == job_id, ErasureRequest.traceparent.is_not(None))
+        .order_by(ErasureRequest.sequence)
+        .limit(limit)
+    )
+    return [trace for trace in found if trace is not None]
+
+
 def targets(tx: Session, request_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str, str | None, UUID]]:
     """How the requests stand with each model: (request id, model, job status, result, job id)."""
     return tx.execute(
@@ -118,6 +128,19 @@ def targets(tx: Session, request_ids: Sequence[UUID]) -> Sequence[Row[UUID, str,
         .where(Target.request_id.in_(request_ids))
         .order_by(Model.name)
     ).all()
+
+
+def target(tx: Session, request_id: UUID, model_id: UUID) -> Target | None:
+    """One request against one model."""
+    return tx.get(Target, (request_id, model_id))
+
+
+def owners(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID | None, UUID | None]:
+    """Whose requests these are."""
+    if not request_ids:
+        return {}
+    owned = select(ErasureRequest.id, ErasureRequest.client_id).where(ErasureRequest.id.in_(request_ids))
+    return {row.id: row.client_id for row in tx.execute(owned)}
 
 
 def results(tx: Session, request_id: UUID) -> list[str | None]:
@@ -148,45 +171,11 @@ def unstamped(tx: Session, *, limit: int) -> list[bytes]:
     return [bytes(found) for found in tx.scalars(waiting)]
 
 
-def suppress(tx: Session, request: ErasureRequest) -> None:
+def suppress(tx: Session, request: ErasureRequest, *, refused: Collection[str] = ()) -> None:
     """Write down that this person must not come back; the row is there before anything is destroyed."""
     if request.suppression_key is None:
         return  # a deletion that a rollback undid: the ledger has had it since the first time
-    for name in request.models or ["*"]:
-        tx.execute(
-            insert(Suppression).values(suppression_key=request.suppression_key, model=name).on_conflict_do_nothing()
-        )
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What an Idempotency-Key was answered with."""
-
-    request_id: UUID
-    body_digest: bytes
-
-
-def answered(tx: Session, client_id: UUID, key_digest: bytes) -> Answered | None:
-    """The earlier answer to this key, if there was one."""
-    row = tx.execute(
-        select(Idempotency.request_id, Idempotency.body_digest).where(
-            Idempotency.client_id == client_id, Idempotency.key_digest == key_digest
-        )
-    ).first()
-    return Answered(*row) if row else None
-
-
-def remember_answer(tx: Session, client_id: UUID, key_digest: bytes, *, body_digest: bytes, request_id: UUID) -> bool:
-    """Bind a key to its answer; false when another transaction did so first."""
-    return (
-        tx.scalar(
-            insert(Idempotency)
-            .values(client_id=client_id, key_digest=key_digest, body_digest=body_digest, request_id=request_id)
-            .on_conflict_do_nothing()
-            .returning(Idempotency.request_id)
-        )
-        is not None
-    )
+    suppressions.add(tx, request.suppression_key, request.models, refused=refused)
 
 
 def expire_answers(tx: Session, *, older_than: timedelta) -> None:

@@ -30,7 +30,13 @@ _APP: Final = {
     "public.decisions": "SELECT, INSERT, UPDATE (notified_at)",
     "public.suppressions": "SELECT, INSERT",
     "public.idempotency_keys": f"{_USUAL}, DELETE",
+    "public.intake_counts": f"{_USUAL}, DELETE",
+    "public.measurements": "SELECT, INSERT",
+    "public.totals": "SELECT",
     "public.postings": f"{_USUAL}, DELETE",
+    "public.webhook_secrets": f"{_USUAL}, DELETE",
+    "public.webhook_attempts": "SELECT, INSERT",
+    "public.targets": f"{_USUAL}, DELETE",  # a held request leaves its jobs
     "keystore.request_keys": "SELECT, INSERT, DELETE",
     # Only these columns: who may choose a place, too, could take the next one and stop the log.
     "public.audit_entries": "SELECT, INSERT (type, at, request_id, job_id, fields)",
@@ -48,6 +54,9 @@ _SEQUENCER: Final = {
     "public.log_checkpoints": "INSERT, UPDATE (published, published_at)",
     "public.log_keys": "INSERT",
     "public.timestamps": "INSERT",
+    "public.measurements": "DELETE",
+    "public.webhook_deliveries": "DELETE",
+    "public.totals": "INSERT, UPDATE (times, value)",
 }
 """What dispatch may besides."""
 _REFUSED = (

@@ -21,6 +21,7 @@ from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session, aliased
 
 from app.errors import Invalid
+from app.storage import suppressions
 from app.storage.tables import Manifest, ManifestSamples, Posting
 
 Split = Literal["train", "heldout"]
@@ -265,15 +266,10 @@ FROM (
   SELECT bool_or(split = 'train') AS known FROM postings WHERE manifest_id = :manifest_id GROUP BY subject_key
 ) AS people
 """
-_SUPPRESSED = """
-SELECT DISTINCT subject_key, suppression_key FROM manifest_rows JOIN (
-  SELECT suppression_key FROM suppressions WHERE model IN (:model, '*')
-  UNION
-  -- A request is on the ledger from the first step of its work on; until then it counts by itself.
-  SELECT suppression_key FROM erasure_requests
-  WHERE suppression_key IS NOT NULL AND (models IS NULL OR :model = ANY (models))
-) AS asked USING (suppression_key)  -- _records sends the ledger key with training rows only
-"""
+_SUPPRESSED = f"""
+SELECT DISTINCT subject_key, suppression_key  -- _records sends the ledger key with training rows only
+FROM manifest_rows JOIN {suppressions.barred()} USING (suppression_key)
+"""  # noqa: S608 - our own words
 
 # As text: through the ORM the same statement takes twice the time (0.45 ms against 0.25 ms).
 _LOOKUP = "SELECT split, sample_ids FROM postings WHERE manifest_id = :manifest_id AND subject_key = :subject_key"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from secrets import token_hex
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.domain.decisions import IdentityLevel
 from app.domain.lifecycle import JOB_OPEN, PLANNABLE, REQUEST_ENDED, JobStatus, RequestStatus
+from app.domain.webhook import Scheme
 
 
 class Table(DeclarativeBase):
@@ -69,6 +70,8 @@ class Client(Table):
     name: Mapped[str]
     oidc_subject: Mapped[str | None] = mapped_column(unique=True)
     """The ``sub`` of the tokens by which the operator's identity provider names it."""
+    token_scopes: Mapped[list[str]] = mapped_column(server_default="{}")
+    """What its tokens may have at most."""
     daily_erasures: Mapped[int | None]
     """How many requests it may make in a day, where that differs from the setting."""
     created_at: Mapped[datetime] = _now()
@@ -142,6 +145,8 @@ class ErasureRequest(Table):
     """Keyed hash of the whole demand: the same demand while one is open is the same request."""
     backups_expire_at: Mapped[datetime | None]
     """When the last backup goes that may hold its deleted key; none once the log says so, or while there is a key."""
+    traceparent: Mapped[str | None]
+    """The trace that it came in by (W3C Trace Context): random numbers of ours; none while nobody traces."""
     __table_args__ = (
         CheckConstraint(_in("status", frozenset(RequestStatus)), name="status"),
         CheckConstraint(
@@ -175,6 +180,7 @@ class Decision(Table):
     data_class: Mapped[str | None]
     """The controller's name for the data that stay, such as ``invoices``."""
     ground: Mapped[str | None]
+    """A word: the ground of a refusal or a hold, the reason of an extension, the level of an identity."""
     explanation: Mapped[str | None]
     """In the decider's words; becomes part of the notice."""
     until: Mapped[datetime | None]
@@ -208,8 +214,21 @@ class Idempotency(Table):
     """Keyed hash: callers put anything into such keys."""
     body_digest: Mapped[bytes]
     """HMAC of the body under our key and the caller's; kept for a day, like the row."""
-    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"))
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"))
+    answer: Mapped[dict[str, Any] | None]  # Any: JSON
+    """What a bulk call was told, which made no request or many."""
     created_at: Mapped[datetime] = _now()
+
+
+class IntakeCount(Table):
+    """How many requests a client made on a day, over several rows, so that transactions don't queue for one."""
+
+    __tablename__ = "intake_counts"
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    """Of the controller's time zone."""
+    slot: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int]
 
 
 class Suppression(Table):
@@ -382,9 +401,13 @@ class Event(Table):
     at: Mapped[datetime] = _now()
     type: Mapped[str]
     request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
-    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"), index=True)
-    model_id: Mapped[UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    model_id: Mapped[UUID | None] = mapped_column(ForeignKey("models.id"))
     detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  # Any: JSON
+    __table_args__ = (  # partial: most events are about a request alone
+        Index("ix_events_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+        Index("ix_events_model_id", "model_id", postgresql_where=text("model_id IS NOT NULL")),
+    )
 
 
 class AuditEntry(Table):
@@ -463,7 +486,7 @@ class Timestamp(Table):
 
 
 class WebhookEndpoint(Table):
-    """Where a portal wants to be told."""
+    """Where a portal wants to be told, of what, and how it has been answering."""
 
     __tablename__ = "webhook_endpoints"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
@@ -472,29 +495,138 @@ class WebhookEndpoint(Table):
     every_client: Mapped[bool] = mapped_column(server_default=text("false"))
     """Unless it is an office's, which hears of all."""
     url: Mapped[str]
-    sealed_secret: Mapped[bytes]
+    description: Mapped[str | None]
+    events: Mapped[list[str] | None]
+    """What it hears of; none: :data:`app.domain.webhook.OUTCOMES`."""
     created_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None]
+    """When its owner deleted it; the log of its deliveries stays."""
     disabled_at: Mapped[datetime | None]
     disabled_because: Mapped[str | None]
+    failures: Mapped[int] = mapped_column(server_default="0")
+    """Failures since the last success, as :mod:`app.domain.receiver` counts them."""
+    failing_since: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    """The last failure of the series."""
+    throttled_until: Mapped[datetime | None]
+    """It asked for less, or hung: until then nothing is sent."""
+
+
+class WebhookSecret(Table):
+    """What signs for an endpoint: a shared secret or a private key, sealed; while it is rotated, the old one, too."""
+
+    __tablename__ = "webhook_secrets"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoints.id"), index=True)
+    scheme: Mapped[str]
+    sealed: Mapped[bytes]
+    """Under the wrapping key, bound to the endpoint."""
+    public: Mapped[str | None]
+    """The public half, which receivers hold; none where both sides share one secret."""
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+    __table_args__ = (CheckConstraint(_in("scheme", frozenset(Scheme)), name="scheme"),)
 
 
 class WebhookDelivery(Table):
-    """A promised message, written with the fact it tells of, and the log of its attempts."""
+    """A promised message, written with the fact it tells of, and where it stands."""
 
     __tablename__ = "webhook_deliveries"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
-    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_endpoints.id"))
-    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    """Order of promise; the cursor of the log."""
+    endpoint_id: Mapped[UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    callback_id: Mapped[UUID | None] = mapped_column(ForeignKey("portal_callbacks.id"), index=True)
+    """Instead of an endpoint: what came with a demand in another portal's dialect."""
+    receiver: Mapped[UUID]
+    """Who takes turns with others: the endpoint, or the client whose portals' callbacks these are."""
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    """None for a ping."""
+    event: Mapped[str] = mapped_column(server_default="portal_callback")
     body: Mapped[bytes]
     created_at: Mapped[datetime] = _now()
     attempts: Mapped[int] = mapped_column(server_default="0")
+    """Since it was promised, or asked for again."""
     next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     """When to try (again); none: delivered or given up."""
+    rung_at: Mapped[datetime | None]
+    """When a worker was last called for it; none: nobody is on the way."""
+    lease_until: Mapped[datetime | None]
+    """While an attempt is under way: when its worker counts as dead."""
+    fence: Mapped[int] = mapped_column(server_default="0")
+    """Counts claims; what an older holder writes changes nothing."""
     delivered_at: Mapped[datetime | None]
     last_outcome: Mapped[str | None]
     __table_args__ = (
-        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
+        CheckConstraint("num_nonnulls(endpoint_id, callback_id) = 1", name="one_receiver"),
+        Index(
+            "ix_webhook_deliveries_waiting",
+            "receiver",
+            "next_attempt_at",
+            "number",
+            postgresql_where=text("next_attempt_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_webhook_deliveries_under_way",
+            "receiver",
+            postgresql_where=text("rung_at IS NOT NULL OR lease_until IS NOT NULL"),
+        ),
+        Index("ix_webhook_deliveries_log", "receiver", "number"),
+        Index("ix_webhook_deliveries_settled", "created_at", postgresql_where=text("next_attempt_at IS NULL")),
     )
+
+
+class WebhookAttempt(Table):
+    """One attempt at a delivery; of the answer only its status."""
+
+    __tablename__ = "webhook_attempts"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    delivery_id: Mapped[UUID] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), index=True)
+    at: Mapped[datetime]
+    outcome: Mapped[str]
+    """An :class:`app.domain.webhook.Outcome`."""
+    status_code: Mapped[int | None]
+    """None: no answer came."""
+    error: Mapped[str | None]
+    """Why not; the class of an error or a rule, never an address."""
+    duration_ms: Mapped[int]
+
+
+class PortalRequest(Table):
+    """A request that came in another portal's dialect, under the portal's own number."""
+
+    __tablename__ = "portal_requests"
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
+    portal: Mapped[str]
+    version: Mapped[str]
+    """Of the dialect; with the portal's name it is one of app.domain.portals.PORTALS."""
+    external_id: Mapped[str]
+    group_id: Mapped[str | None]
+    body_digest: Mapped[bytes | None]
+    """Keyed hash of the demand, to tell a repeat from another one; gone a day after the end."""
+    told: Mapped[int] = mapped_column(server_default="0")
+    """Changes so far, of which callbacks were promised word."""
+    __table_args__ = (
+        UniqueConstraint("client_id", "portal", "external_id"),
+        Index("ix_portal_requests_group_id", "client_id", "group_id", postgresql_where=text("group_id IS NOT NULL")),
+        Index("ix_portal_requests_body_digest", "request_id", postgresql_where=text("body_digest IS NOT NULL")),
+    )
+
+
+class PortalCallback(Table):
+    """Where a portal wants to hear of one request."""
+
+    __tablename__ = "portal_callbacks"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    hears: Mapped[str]
+    """A :class:`app.domain.portals.base.Hears`."""
+    sealed: Mapped[bytes | None]
+    """URL and headers under the wrapping key: both may be the portal's secrets; gone when the end was told."""
+    done_at: Mapped[datetime | None]
+    """When its last message was promised."""
+    __table_args__ = (Index("ix_portal_callbacks_sealed", "request_id", postgresql_where=text("sealed IS NOT NULL")),)
 
 
 class Pulse(Table):
@@ -503,3 +635,29 @@ class Pulse(Table):
     __tablename__ = "pulses"
     queue: Mapped[str] = mapped_column(primary_key=True)
     heard_at: Mapped[datetime]
+
+
+class Measurement(Table):
+    """One thing that happened and how much of it, written with its fact; dispatch adds it to ``totals`` in seconds.
+
+    Only ever inserted: a counter that transactions update would make them wait for each other.
+    """
+
+    __tablename__ = "measurements"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    name: Mapped[str]
+    label: Mapped[str] = mapped_column(server_default="")
+    value: Mapped[float] = mapped_column(server_default="1")
+
+
+class Total(Table):
+    """What metrics count beyond the life of a process and of the rows they are about."""
+
+    __tablename__ = "totals"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    """Which of the measure's bounds the values were under, counted from 0."""
+    times: Mapped[int] = mapped_column(BigInteger)
+    value: Mapped[float]
+    """The sum of the values."""

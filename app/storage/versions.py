@@ -249,7 +249,7 @@ def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
             Target.job_id.in_(jobs),
             Target.model_id == to.model_id,
             Target.result.is_not(None),
-            ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED)),
+            ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED, RequestStatus.REJECTED)),
         )
         .order_by(ErasureRequest.sequence)
         .with_for_update(of=ErasureRequest)

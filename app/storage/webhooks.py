@@ -1,87 +1,77 @@
-"""Endpoints, promised deliveries and the log of their attempts."""
+"""Endpoints with their secrets, and the messages that are promised to them; how those fare is in deliveries.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import any_, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain import webhook
-from app.domain.lifecycle import RequestStatus
+from app.domain.receiver import Failing
+from app.domain.webhook import Scheme
 from app.errors import NotFound
-from app.storage import audit
-from app.storage.tables import ErasureRequest, WebhookDelivery, WebhookEndpoint
+from app.logs import log
+from app.storage import audit, totals
+from app.storage.deliveries import PARKED
+from app.storage.tables import ErasureRequest, Event, WebhookDelivery, WebhookEndpoint, WebhookSecret
 
 
-def promise(tx: Session, request_id: UUID, *, status: RequestStatus, at: datetime) -> None:
-    """Promise every active endpoint that hears of this request a message, in the transaction that makes it true.
+def promise(tx: Session, request_ids: Collection[UUID], *, event: str, at: datetime) -> None:
+    """Promise a message to every endpoint that hears of this, in the transaction that makes it true.
 
-    The body is thin: an id, a state, and the public log's checkpoint, of which every receiver becomes a witness.
-    Whoever wants more asks the API, with a key.
+    The caller holds the requests' rows and has written the event down: the number of a request's events so far is the
+    message's ``sequence``, by which a receiver tells older from newer. The body is thin: an id, a state, and the public
+    log's checkpoint, of which every receiver becomes a witness. Whoever wants more asks the API, with a key.
     """
-    sequence, client_id = tx.execute(
-        select(ErasureRequest.sequence, ErasureRequest.client_id).where(ErasureRequest.id == request_id)
-    ).one()
-    body = webhook.body(
-        f"erasure_request.{status}",
-        at,
-        {"id": str(request_id), "status": str(status), "sequence": sequence, "checkpoint": audit.current_note(tx)},
-    )
-    hears = WebhookEndpoint.every_client | (WebhookEndpoint.client_id == client_id)
-    endpoints = tx.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None), hears)).all()
-    for endpoint_id in endpoints:
-        tx.execute(insert(WebhookDelivery).values(endpoint_id=endpoint_id, request_id=request_id, body=body))
+    told = _told(tx, request_ids, event)
+    if not told:
+        return
+    note = audit.current_note(tx)
+    rows = [
+        {
+            "endpoint_id": row.endpoint_id,
+            "receiver": row.endpoint_id,
+            "request_id": row.request_id,
+            "event": event,
+            "body": webhook.body(
+                event,
+                at,
+                {"id": str(row.request_id), "status": row.status, "sequence": row.sequence, "checkpoint": note},
+            ),
+        }
+        for row in told
+    ]
+    tx.execute(insert(WebhookDelivery), rows)
 
 
-def due(tx: Session, *, limit: int) -> Sequence[UUID]:
-    """Deliveries to ring for, oldest first; each is put off so that it isn't rung again at once."""
-    ids = (
-        select(WebhookDelivery.id)
-        .where(WebhookDelivery.next_attempt_at <= func.now())
-        .order_by(WebhookDelivery.next_attempt_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return tx.scalars(
-        update(WebhookDelivery)
-        .where(WebhookDelivery.id.in_(ids))
-        .values(next_attempt_at=func.now() + timedelta(seconds=60))
-        .returning(WebhookDelivery.id)
+def _told(tx: Session, request_ids: Collection[UUID], event: str) -> Sequence[Any]:  # Any: rows of four columns
+    """Who hears what of which request, in the order of the requests' arrival."""
+    sequence = select(func.count()).where(Event.request_id == ErasureRequest.id).scalar_subquery()
+    asked = event == any_(WebhookEndpoint.events)
+    hears = or_(asked, WebhookEndpoint.events.is_(None)) if event in webhook.OUTCOMES else asked
+    theirs = WebhookEndpoint.every_client | (WebhookEndpoint.client_id == ErasureRequest.client_id)
+    return tx.execute(
+        select(
+            ErasureRequest.id.label("request_id"),
+            ErasureRequest.status,
+            WebhookEndpoint.id.label("endpoint_id"),
+            sequence.label("sequence"),
+        )
+        .join(WebhookEndpoint, theirs & hears & _is_active())
+        .where(ErasureRequest.id == func.any(list(request_ids)))
+        .order_by(ErasureRequest.sequence)
     ).all()
 
 
-def pending(tx: Session, delivery_id: UUID) -> tuple[WebhookDelivery, WebhookEndpoint] | None:
-    """A delivery that still has to be made and its endpoint; none if delivered, given up or disabled.
-
-    The row stays locked while the attempt runs: two rings of one delivery send one message.
-    """
-    row = tx.execute(
-        select(WebhookDelivery, WebhookEndpoint)
-        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(WebhookDelivery.id == delivery_id, WebhookDelivery.next_attempt_at.is_not(None))
-        .with_for_update(skip_locked=True, of=WebhookDelivery)
-    ).first()
-    return (row[0], row[1]) if row else None
+def _is_active() -> Any:  # Any: a condition in SQL
+    return WebhookEndpoint.disabled_at.is_(None) & WebhookEndpoint.ended_at.is_(None)
 
 
-def log_attempt(tx: Session, delivery_id: UUID, *, outcome: str, delivered: bool, again_at: datetime | None) -> None:
-    """Write what an attempt came to and when the next one is due."""
-    tx.execute(
-        update(WebhookDelivery)
-        .where(WebhookDelivery.id == delivery_id)
-        .values(
-            attempts=WebhookDelivery.attempts + 1,
-            last_outcome=outcome,
-            delivered_at=func.now() if delivered else None,
-            next_attempt_at=again_at,
-        )
-    )
-
-
-def add_endpoint(tx: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
+def add(tx: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
     """Store a new endpoint."""
     tx.add(endpoint)
     tx.flush()
@@ -89,52 +79,150 @@ def add_endpoint(tx: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
 
 
 def need(tx: Session, endpoint_id: UUID, *, client_id: UUID) -> WebhookEndpoint:
-    """A client's endpoint; another's is as good as none.
+    """A client's endpoint, held until the transaction ends; another's is as good as none.
 
     Raises:
         NotFound: The client has no such endpoint.
     """
-    endpoint = tx.get(WebhookEndpoint, endpoint_id)
-    if endpoint is None or endpoint.client_id != client_id:
+    theirs = (WebhookEndpoint.id == endpoint_id) & (WebhookEndpoint.client_id == client_id)
+    found = tx.scalar(
+        select(WebhookEndpoint).where(theirs, WebhookEndpoint.ended_at.is_(None)).with_for_update(key_share=True)
+    )
+    if found is None:
         raise NotFound("there is no such webhook endpoint")
-    return endpoint
+    return found
 
 
-def disable(tx: Session, endpoint_id: UUID, *, because: str) -> None:
-    """Send nothing more to this endpoint and drop what was promised to it.
+def hears_of_everybody(tx: Session, client_id: UUID) -> bool:
+    """Whether an endpoint of the client, ended ones included, heard of other clients' requests: its log names them."""
+    theirs = (WebhookEndpoint.client_id == client_id) & WebhookEndpoint.every_client
+    return tx.scalar(select(WebhookEndpoint.id).where(theirs).limit(1)) is not None
 
-    Raises:
-        NotFound: No such endpoint.
-    """
+
+def of_client(tx: Session, client_id: UUID) -> Sequence[WebhookEndpoint]:
+    """A client's endpoints, newest first."""
+    theirs = (WebhookEndpoint.client_id == client_id) & WebhookEndpoint.ended_at.is_(None)
+    return tx.scalars(select(WebhookEndpoint).where(theirs).order_by(WebhookEndpoint.created_at.desc())).all()
+
+
+def end(tx: Session, endpoint: WebhookEndpoint, *, at: datetime) -> None:
+    """Send nothing more to an endpoint, for good; its secrets go, the log of its deliveries stays."""
+    endpoint.ended_at = at
+    tx.execute(delete(WebhookSecret).where(WebhookSecret.endpoint_id == endpoint.id))
+    _park(tx, endpoint.id)
+
+
+def disable(tx: Session, endpoint_id: UUID, *, because: str, at: datetime) -> None:
+    """Send nothing more until its owner switches it on again; the owner is told by event, log, metric and API."""
     disabled = tx.scalar(
         update(WebhookEndpoint)
-        .where(WebhookEndpoint.id == endpoint_id)
-        .values(
-            disabled_at=func.coalesce(WebhookEndpoint.disabled_at, func.now()),
-            disabled_because=func.coalesce(WebhookEndpoint.disabled_because, because),
-        )
+        .where(WebhookEndpoint.id == endpoint_id, _is_active())
+        .values(disabled_at=at, disabled_because=because)
         .returning(WebhookEndpoint.id)
     )
     if disabled is None:
-        raise NotFound("there is no such webhook endpoint")
-    tx.execute(
-        update(WebhookDelivery)
-        .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.next_attempt_at.is_not(None))
-        .values(next_attempt_at=None, last_outcome="endpoint disabled")
+        return
+    _park(tx, endpoint_id)
+    tx.execute(insert(Event).values(type="webhook.disabled", detail={"endpoint": str(endpoint_id), "reason": because}))
+    totals.count(tx, "webhook_endpoint_disabled")
+    log.warning("webhook endpoint disabled", endpoint=str(endpoint_id), reason=because)
+
+
+def _park(tx: Session, endpoint_id: UUID) -> None:
+    waiting = (WebhookDelivery.endpoint_id == endpoint_id) & WebhookDelivery.next_attempt_at.is_not(None)
+    parked = {"next_attempt_at": None, "rung_at": None, "last_outcome": PARKED}
+    tx.execute(update(WebhookDelivery).where(waiting).values(parked))
+
+
+def enable(tx: Session, endpoint: WebhookEndpoint, *, since: datetime, limit: int, at: datetime) -> int:
+    """Send again, and what was undelivered when it was disabled; returns how many messages that are.
+
+    Args:
+        tx: The caller's transaction.
+        endpoint: Held by it.
+        since: What was promised earlier stays undelivered: old news would only confuse.
+        limit: So many at most, the newest.
+        at: When.
+    """
+    endpoint.disabled_at = endpoint.disabled_because = None
+    forgive(endpoint)
+    undelivered = (WebhookDelivery.endpoint_id == endpoint.id) & (WebhookDelivery.last_outcome == PARKED)
+    found = select(WebhookDelivery.id).where(undelivered, WebhookDelivery.created_at >= since)
+    found = found.order_by(WebhookDelivery.number.desc()).limit(limit)
+    again = {"next_attempt_at": at, "attempts": 0, "last_outcome": None}
+    resumed = update(WebhookDelivery).where(WebhookDelivery.id.in_(found)).values(again)
+    return len(tx.scalars(resumed.returning(WebhookDelivery.id)).all())
+
+
+def forgive(endpoint: WebhookEndpoint) -> None:
+    """Begin anew with a receiver that has changed."""
+    endpoint.failures = 0
+    endpoint.failing_since = endpoint.failed_at = endpoint.throttled_until = None
+
+
+def note_success(tx: Session, endpoint_id: UUID) -> None:
+    """End a series of failures; writes nothing where there is none, so that attempts don't queue for the row."""
+    was_failing = (WebhookEndpoint.id == endpoint_id) & (
+        (WebhookEndpoint.failures > 0) | WebhookEndpoint.throttled_until.is_not(None)
     )
+    fine = {"failures": 0, "failing_since": None, "failed_at": None, "throttled_until": None}
+    tx.execute(update(WebhookEndpoint).where(was_failing).values(fine))
 
 
-def endpoints(tx: Session, *, client_id: UUID) -> Sequence[WebhookEndpoint]:
-    """A client's endpoints, newest first."""
-    theirs = select(WebhookEndpoint).where(WebhookEndpoint.client_id == client_id)
-    return tx.scalars(theirs.order_by(WebhookEndpoint.created_at.desc())).all()
+def held(tx: Session, endpoint_id: UUID) -> WebhookEndpoint:
+    """An endpoint, until the transaction ends; promises to it go on meanwhile."""
+    row = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).with_for_update(key_share=True)
+    return tx.scalars(row.execution_options(populate_existing=True)).one()
 
 
-def deliveries(
-    tx: Session, *, client_id: UUID, request_id: UUID | None = None, limit: int = 100
-) -> Sequence[WebhookDelivery]:
-    """The delivery log of a client's endpoints, newest first."""
-    theirs = select(WebhookEndpoint.id).where(WebhookEndpoint.client_id == client_id)
-    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id.in_(theirs))
-    query = query.order_by(WebhookDelivery.created_at.desc()).limit(limit)
-    return tx.scalars(query.where(WebhookDelivery.request_id == request_id) if request_id else query).all()
+def series(endpoint: WebhookEndpoint) -> Failing | None:
+    """The series of failures that an endpoint is in."""
+    if endpoint.failing_since is None or endpoint.failed_at is None:
+        return None
+    return Failing(endpoint.failing_since, endpoint.failed_at, endpoint.failures)
+
+
+def note_failure(tx: Session, endpoint_id: UUID, failing: Failing) -> None:
+    """Write a series of failures down."""
+    values = {"failures": failing.failures, "failing_since": failing.since, "failed_at": failing.last}
+    tx.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).values(values))
+
+
+def throttle(tx: Session, endpoint_id: UUID, *, until: datetime) -> None:
+    """Let an endpoint rest; of two rests the longer counts."""
+    longer = func.greatest(WebhookEndpoint.throttled_until, until)
+    tx.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).values(throttled_until=longer))
+
+
+def add_secret(
+    tx: Session, endpoint_id: UUID, *, scheme: Scheme, sealed: bytes, public: str | None, at: datetime
+) -> WebhookSecret:
+    """Store what signs for an endpoint from now on."""
+    row = WebhookSecret(endpoint_id=endpoint_id, scheme=scheme, sealed=sealed, public=public, created_at=at)
+    tx.add(row)
+    tx.flush()
+    return row
+
+
+def secrets(tx: Session, endpoint_ids: Collection[UUID], *, now: datetime) -> Sequence[WebhookSecret]:
+    """What signs for these endpoints just now, newest first."""
+    live = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > now)
+    theirs = select(WebhookSecret).where(WebhookSecret.endpoint_id == func.any(list(endpoint_ids)), live)
+    return tx.scalars(theirs.order_by(WebhookSecret.created_at.desc(), WebhookSecret.id)).all()
+
+
+def retire_secrets(tx: Session, endpoint_id: UUID, *, scheme: Scheme, at: datetime) -> None:
+    """Let the secrets of a scheme sign until a moment, and no longer than they would have."""
+    theirs = (WebhookSecret.endpoint_id == endpoint_id) & (WebhookSecret.scheme == scheme)
+    sooner = func.least(WebhookSecret.expires_at, at)
+    tx.execute(update(WebhookSecret).where(theirs).values(expires_at=sooner))
+
+
+def end_secret(tx: Session, secret_id: UUID) -> None:
+    """Delete one secret."""
+    tx.execute(delete(WebhookSecret).where(WebhookSecret.id == secret_id))
+
+
+def drop_expired_secrets(tx: Session) -> None:
+    """Delete what no longer signs."""
+    tx.execute(delete(WebhookSecret).where(WebhookSecret.expires_at <= func.now()))

@@ -64,7 +64,7 @@ def test_the_files_that_the_build_reads_are_copied_before_it() -> None:
 def test_the_api_image_installs_neither_torch_nor_celery() -> None:
     assert dockerfile.installs("api")
     for command in dockerfile.installs("api"):
-        assert not re.search(r"torch|celery|redis|\[|--extra", command, re.IGNORECASE), command
+        assert not re.search(r"torch|celery|\[|--extra", command, re.IGNORECASE), command
 
 
 def test_the_worker_image_installs_torch_first_and_alone() -> None:
@@ -109,7 +109,7 @@ def test_the_entry_point_is_a_command_that_the_project_installs(image: str) -> N
 
 def test_the_base_dependencies_alone_import_the_api() -> None:
     hidden = _owners_other_than(_installed_with(PROJECT["project"]["dependencies"]) | {"expunge"})
-    assert {"torch", "celery", "redis", "kombu", "numpy"} <= hidden
+    assert {"torch", "celery", "kombu", "numpy"} <= hidden
     _run_without(hidden, "import app.main, app.cli, app.storage.migrate; app.main.create_app()")
 
 

@@ -16,6 +16,7 @@ class Message:
     path: str
     headers: dict[str, str]
     body: bytes
+    method: str = "POST"
 
     @property
     def id(self) -> str:
@@ -63,10 +64,12 @@ class Listener:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                listener.messages.append(Message(self.path, headers, body))
+                listener.messages.append(Message(self.path, headers, body, self.command))
                 self.send_response(listener.answers.pop(0) if listener.answers else 204)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            do_PUT = do_POST  # noqa: N815 - as http.server names it
 
             def log_message(self, *_: object) -> None:
                 """The tests read ``messages``."""

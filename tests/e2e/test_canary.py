@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_network
@@ -28,16 +33,17 @@ from app.domain import identifiers
 from app.embedded import Postgres, Valkey
 from app.storage import migrate
 from app.storage.sessions import transaction
-from tests import toy
+from tests import telltale, toy
 from tests.e2e.listener import Listener
 from tests.faults import process_tree, wait_until
 from tests.house import Installation, installation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the way of six people, three times failed
 
 PATH = "/v1/erasure-requests"
-FORGOTTEN = {"retried": 1, "keyed": 2, "by hand": 4}
+FORGOTTEN = {"retried": 1, "keyed": 2, "by hand": 4, "batched": 5}
 CANCELLED, NOBODY = 3, 99_000
+QUOTED = 98_000  # whom PostgreSQL's errors name, and so PostgreSQL's own log
 EVERYBODY = [*FORGOTTEN.values(), CANCELLED, NOBODY]
 LEDGER = "suppressions"
 STATUS_QUERY = "SELECT status FROM erasure_requests WHERE id = :id"
@@ -163,11 +169,14 @@ def _is_base64(part: bytes) -> bool:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """The whole life of five people in one house; all that was written or said on the way."""
+    """The whole life of six people in one house; all that was written or said on the way."""
     directory: Path = tmp_path_factory.mktemp("canary")
     home = directory / "home"
     home.mkdir()
+    spans = directory / "spans"
+    spans.touch()
     with (
+        tracing_to(spans),
         Postgres(directory / "postgres", durable=False) as postgres,
         Valkey(directory / "valkey") as valkey,
         Monitor(valkey.url) as monitor,
@@ -176,7 +185,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         migrate.upgrade(postgres.url)
         allowed = (ip_network("127.0.0.1/32"),)
         with installation(
-            home, postgres.url, valkey.url, processes=("api", "worker-io"), webhook_allow=allowed
+            home, postgres.url, valkey.url, processes=("api", "worker-io"), webhook_allow=allowed, max_attempts=2
         ) as house:
             seen = Places(house)
             live(seen, listener, redis.Redis.from_url(valkey.url))
@@ -185,6 +194,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
             seen.found |= {f"webhook {m.id}": repr(m).encode() for m in listener.messages}
             seen.found |= {"broker after": every_key(redis.Redis.from_url(valkey.url)), "broker": bytes(monitor.heard)}
             seen.found |= {f"{s} log": (directory / s / "log").read_bytes() for s in ("postgres", "valkey")}
+            seen.found["traces"] = spans.read_bytes()
+            with house.client() as client:
+                seen.found["metrics"] = client.get("/metrics").content
             assert b"expunge.erase" in monitor.heard
             assert listener.messages
             yield seen
@@ -197,11 +209,22 @@ def live(seen: Places, listener: Listener, broker: redis.Redis) -> None:
         seen.answers["endpoint"] = client.post("/v1/webhook-endpoints", json={"url": listener.url}).content
     ids = ask(seen)
     misuse(seen)
-    house.start("dispatch")
+    misuse_every_route(seen)
+    ask_about(seen)
+    with failing(seen, "INSERT ON erasure_requests") as failed:
+        with house.client() as client:
+            answer = client.post(PATH, json={"user_id": toy.user_id(NOBODY + 1)})
+        assert answer.status_code == 500
+        seen.answers["a bug"] = repr((answer.headers, answer.content)).encode()
+        failed("request failed")
+    with failing(seen, "INSERT ON targets") as failed:
+        house.start("dispatch")
+        failed("dispatch waits")
     wait_until(lambda: b"expunge.erase" in every_key(broker), 30, "the job is rung")
     look_while_work_is_pending(seen, broker)
     fail_and_retry(seen, ids)
     undo_and_register_again(seen)
+    ask_about(seen)
     seen.statuses = {name: status(house, request_id) for name, request_id in ids.items()}
 
 
@@ -218,6 +241,10 @@ def ask(seen: Places) -> dict[str, UUID]:
         seen.answers["cancel"] = client.post(f"{PATH}/{ids['cancelled']}:cancel").content
     made = run_cli(seen, "requests", "create", stdin=toy.user_id(FORGOTTEN["by hand"]) + "\n")
     ids["by hand"] = UUID(made.split()[0])
+    with house.client() as client:
+        answer = client.post(f"{PATH}:batch", json={"items": [{"user_id": toy.user_id(FORGOTTEN["batched"])}]})
+        seen.answers["batch"] = repr((answer.headers, answer.content)).encode()
+    ids["batched"] = UUID(answer.json()["items"][0]["id"])
     return ids
 
 
@@ -250,6 +277,82 @@ def misuse(seen: Places) -> None:
             seen.answers[f"misuse {number}"] = repr((answer.headers, answer.content)).encode()
 
 
+def misuse_every_route(seen: Places) -> None:
+    """An id in every place that a route has, and in headers that nobody asked for; whatever it is, it is no bug."""
+    person = toy.user_id(FORGOTTEN["retried"])
+    headers = dict.fromkeys(("X-Request-Id", "traceparent", "tracestate", "baggage", "User-Agent", "Referer"), person)
+    bodies: list[dict[str, Any]] = [
+        {"json": {person: person, "user_id": [person], "user_ids": [person, 1], "model": person, "url": person}},
+        {"json": [person]},
+        {"content": person, "headers": {"Content-Type": person}},
+        {"content": f"{person}\n", "headers": {"Content-Type": "application/x-ndjson"}},
+    ]
+    with seen.house.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        for path, operations in paths.items():
+            for method, operation in operations.items():
+                url = re.sub(r"\{\w+\}", quote(person), path)
+                query = {p["name"]: person for p in operation.get("parameters", ()) if p["in"] == "query"}
+                for number, body in enumerate(bodies if method in {"post", "patch", "put"} else [{}]):
+                    sent = {**headers, **body.get("headers", {})}
+                    answer = client.request(method, url, params=query, **{**body, "headers": sent})
+                    seen.answers[f"{method} {path} {number}"] = repr((answer.headers, answer.content)).encode()
+                    assert answer.status_code < 500 or path in ("/metrics", "/readyz", "/health/ready"), (path, method)
+
+
+def ask_about(seen: Places) -> None:
+    """What a training pipeline asks about everybody, and the list it takes along."""
+    people = [toy.user_id(person) for person in EVERYBODY]
+    with seen.house.client() as client:
+        for route, body in (("check", {"model": "toy", "user_ids": people}), ("tokens", {"user_ids": people})):
+            answer = client.post(f"/v1/suppressions:{route}", json=body)
+            assert answer.status_code == 200
+            seen.answers[f"suppressions {route} {len(seen.answers)}"] = repr((answer.headers, answer.content)).encode()
+        for form in ("ndjson", "bloom"):
+            answer = client.get(f"/v1/suppressions.{form}", params={"model": "toy"})
+            assert answer.status_code == 200
+            seen.answers[f"suppressions {form} {len(seen.answers)}"] = repr((answer.headers, answer.content)).encode()
+        answer = client.get(f"{PATH}:export", params={"format": "csv"})
+        assert answer.status_code == 200
+        seen.answers["export"] = repr((answer.headers, answer.content)).encode()
+
+
+@contextmanager
+def failing(seen: Places, what: str) -> Iterator[Callable[[str], None]]:
+    """Let PostgreSQL refuse something with an error that quotes a person, until the log has a line about that."""
+    house = seen.house
+    error = f"RAISE EXCEPTION 'not for {toy.user_id(QUOTED)}'"
+    with house.engine.begin() as connection:
+        connection.execute(
+            text(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {error}; END $$")
+        )
+        connection.execute(text(f"CREATE TRIGGER refuse BEFORE {what} EXECUTE FUNCTION refuse()"))
+    begun = house.log.stat().st_size
+
+    def failed(event: str) -> None:
+        wait_until(lambda: event.encode() in house.log.read_bytes()[begun:], 60, f"the log says {event!r}")
+
+    try:
+        yield failed
+    finally:
+        with house.engine.begin() as connection:
+            connection.execute(text("DROP FUNCTION refuse CASCADE"))
+
+
+@contextmanager
+def tracing_to(spans: Path) -> Iterator[None]:
+    """A collector for every process that is started in the block."""
+    command = [sys.executable, "-m", "tests.collector", str(spans)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collector, pytest.MonkeyPatch.context() as our:
+        assert collector.stdout is not None
+        our.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.stdout.readline().strip()}")
+        our.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        try:
+            yield
+        finally:
+            collector.kill()
+
+
 def look_while_work_is_pending(seen: Places, broker: redis.Redis) -> None:
     seen.found["broker while work is pending"] = every_key(broker)
     seen.tables_pending = every_table(seen.house)
@@ -260,22 +363,38 @@ def look_while_work_is_pending(seen: Places, broker: redis.Redis) -> None:
 
 
 def fail_and_retry(seen: Places, ids: dict[str, UUID]) -> None:
-    """The operator's list of recipes is lost for a while."""
+    """PostgreSQL refuses the worker; then the list of recipes is lost; then the recipe dies and quotes a person."""
     house = seen.house
     recipes = house.settings.recipes_path
+    with failing(seen, "INSERT ON suppressions") as failed:
+        house.start("worker-unlearn")
+        failed("step failed")
     recipes.rename(recipes.with_suffix(".away"))
-    house.start("worker-unlearn")
     asked = [ids[name] for name in (*FORGOTTEN, "nobody")]
+    needing_attention(house, asked)
+    recipes.write_text(f'[recipes]\ntoy = "{telltale.REFERENCE}"\n')
+    retry(seen, asked)
+    needing_attention(house, [request_id for request_id in asked if request_id != ids["nobody"]])
+    assert b"TelltaleError" in house.log.read_bytes(), "the recipe was asked, and died of it"
+    recipes.with_suffix(".away").rename(recipes)
+    retry(seen, [request_id for request_id in asked if status(house, request_id) == "needs_attention"])
+    for request_id in asked:
+        wait_until(partial(has_its_end, house, request_id), 90, "it ends", every_seconds=0.2)
+
+
+def needing_attention(house: Installation, asked: list[UUID]) -> None:
     for request_id in asked:
         assert house.wait_until_ended(request_id)["status"] == "needs_attention"
-    recipes.with_suffix(".away").rename(recipes)
+
+
+def retry(seen: Places, asked: list[UUID]) -> None:
+    """The first by hand."""
+    house = seen.house
     run_cli(seen, "requests", "retry", str(asked[0]))
     for request_id in asked[1:]:
         with transaction(house.engine) as tx:
             now = tx.scalar(text("SELECT now()"))
             planning.retry(tx, request_id, now=now, settings=house.settings)
-    for request_id in asked:
-        wait_until(partial(has_its_end, house, request_id), 90, "it ends", every_seconds=0.2)
 
 
 def undo_and_register_again(seen: Places) -> None:
@@ -323,12 +442,33 @@ def test_everything_happened_to_them(places: Places) -> None:
         "retried": "completed",
         "keyed": "completed",
         "by hand": "completed",
+        "batched": "completed",
         "nobody": "no_data",
         "cancelled": "cancelled",
     }
     told = places.tables["events"]
     for what in (b"request.needs_attention", b"job.failed", b"model.rolled_back", b"suppression", b"request.cancelled"):
         assert what in told
+
+
+def test_every_line_of_every_process_is_json_and_every_process_failed_once(places: Places) -> None:
+    lines = [json.loads(line) for line in places.house.log.read_text().splitlines() if line[:1] == "{"]
+    said = {line["event"] for line in lines}
+    assert {"http", "request failed", "dispatch waits", "step failed", "process died"} <= said
+    other = [line for line in places.house.log.read_text().splitlines() if line[:1] != "{"]
+    assert other == []
+
+
+def test_errors_that_quote_a_person_quote_nobody_beyond_postgresql_itself(places: Places) -> None:
+    said = sightings({**places.found, **places.answers, **places.tables}, places.forms(QUOTED).all)
+    assert said == [("postgres log", "clear")]
+
+
+def test_traces_and_metrics_tell_of_all_of_it(places: Places) -> None:
+    names = {json.loads(line)["name"] for line in places.found["traces"].splitlines()}
+    assert {"POST /v1/erasure-requests", "ring", "job", "locate", "certificate"} <= names
+    assert b'expunge_requests_ended_total{outcome="completed"}' in places.found["metrics"]
+    assert b'code="500"' in places.found["metrics"]
 
 
 def test_the_search_finds_what_is_there(places: Places) -> None:

@@ -128,8 +128,8 @@ def table(straight: Straight) -> Iterator[dict[tuple[str, str], Future[Aftermath
 
 def add_endpoints(house: Installation) -> None:
     statement = (
-        "INSERT INTO webhook_endpoints (id, client_id, every_client, url, sealed_secret)"
-        " SELECT gen_random_uuid(), id, true, :url, '' FROM clients LIMIT 1"
+        "INSERT INTO webhook_endpoints (id, client_id, every_client, url)"
+        " SELECT gen_random_uuid(), id, true, :url FROM clients LIMIT 1"
     )
     with house.engine.begin() as connection:
         for number in range(ENDPOINTS):

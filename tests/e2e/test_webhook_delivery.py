@@ -156,4 +156,4 @@ def test_a_name_that_leads_inside_is_refused_when_sending_and_not_tried_again(gr
     assert "not public" in delivery["last_outcome"]
     assert grounds.listener.about(request_id) == []
     ended = grounds.house.show(request_id)
-    assert (ended["status"], ended["reason"]) == ("no_data", None)
+    assert (ended["status"], ended["reason"]) == ("no_data", "no model of the request was trained on the person")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import resource
 import socket
 import ssl
 import threading
 import time
 import traceback
+import zlib
 from contextlib import ExitStack, closing, contextmanager, suppress
 from ipaddress import ip_address, ip_network
 
@@ -23,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from app.domain.webhook import Outcome, outcome
-from workers.egress import MAX_BODY_BYTES, Refused, Response, Undelivered, post, system_addresses
+from workers import egress
+from workers.egress import MAX_BODY_BYTES, Refused, Response, Undelivered, system_addresses
 
 pytestmark = pytest.mark.slow  # waits for slow servers
 
@@ -96,7 +99,7 @@ def read_request(connection):
 
 def send(url, **options):
     settings = {"headers": {"webhook-id": "msg_1"}, "content": b"{}", "allowed_networks": OUTSIDE, "timeout_seconds": 5}
-    return post(url, **(settings | options))
+    return egress.send(url, **(settings | options))
 
 
 def answers(*texts):
@@ -164,6 +167,26 @@ def test_early_hints_are_not_the_answer(serve):
     assert send(serve(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK).url).status_code == 200
 
 
+def test_a_message_can_be_put(serve):
+    server = serve()
+    assert send(server.url, method="PUT").status_code == 200
+    assert server.requests[0][0].startswith(b"PUT / HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "CONNECT", "post", "POST / HTTP/1.1\r\nx: y"])
+def test_a_message_is_not_sent_by_another_verb(serve, method):
+    server = serve()
+    with pytest.raises(Refused, match="POST or PUT"):
+        send(server.url, method=method)
+    assert server.connections == 0
+
+
+def test_switching_protocols_is_no_success(serve):
+    server = serve(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+    with pytest.raises(Undelivered, match="RemoteProtocolError"):
+        send(server.url)
+
+
 # --- where it must not go -------------------------------------------------------------------------------------------
 
 
@@ -189,6 +212,24 @@ def test_early_hints_are_not_the_answer(serve):
         "169.254.169.254",
         "[fd00:ec2::254]",
         "100.100.100.200",
+        "017700000001",
+        "127.0.1",
+        "0x7f.1",
+        "127。0。0。1",
+        "[::127.0.0.1]",
+        "[2001:0:7f00:1::]",
+        "[2002:7f00:1::7f00:1]",
+        "[fec0::1]",
+        "[fc00::1]",
+        "[fe80::1]",
+        "[ff02::1]",
+        "224.0.0.1",
+        "255.255.255.255",
+        "100.64.0.1",
+        "192.0.0.8",
+        "198.18.0.1",
+        "240.0.0.1",
+        "10.0.0.1",
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -241,6 +282,68 @@ def test_a_resolver_that_changes_its_mind_after_the_check_is_not_asked_again(ser
     with pytest.raises(Refused):
         send(f"https://a.name:{inside.port}/", resolve=rebinding)
     assert inside.connections == 0
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        *("10.0.0.1", "100.64.0.1", "169.254.169.254", "172.16.0.1", "192.0.0.8", "192.168.0.1", "198.18.0.1"),
+        *("224.0.0.1", "240.0.0.1", "255.255.255.255", "0.0.0.0", "::", "::1", "::127.0.0.1", "::ffff:10.0.0.1"),
+        *("64:ff9b::a00:1", "64:ff9b:1::a00:1", "2001:0:a00:1::", "2002:a00:1::", "fc00::1", "fe80::1", "fec0::1"),
+        *("ff02::1", "2001:db8::1", "3fff::1", "5f00::1"),
+    ],
+)
+def test_whatever_a_name_turns_out_to_be_is_judged_before_any_connection(monkeypatch, found):
+    def connect(*_args, **_options):
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(Refused):
+        send("https://a.name/", resolve=answers(found), allowed_networks=())
+
+
+def test_a_resolver_that_swings_between_outside_and_inside_never_gets_us_inside(serve):
+    """Fifty attempts against a name that answers by turns; each asks once and goes by what it heard."""
+    inside = serve(address="127.0.0.2")
+    asked = []
+
+    def swinging(_host, _port):
+        asked.append(None)
+        return [ip_address(f"127.0.0.{1 + len(asked) % 2}")]
+
+    with closed_port("127.0.0.1", inside.port):
+        for _ in range(50):
+            with pytest.raises((Refused, Undelivered)):
+                send(f"https://a.name:{inside.port}/", resolve=swinging)
+    assert (len(asked), inside.connections) == (50, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-portal", "SECRET\r\nHost: inside"),
+        ("x-portal", "SECRET\nx: y"),
+        ("x-portal", "SECRET\0b"),
+        ("x-portal", "ü"),
+        ("x-portal", " SECRET"),
+        ("x portal", "SECRET"),
+        ("x-portal\r\nx", "SECRET"),
+        ("", "SECRET"),
+        ("Host", "metadata.internal"),
+        ("content-length", "0"),
+        ("Transfer-Encoding", "chunked"),
+        ("connection", "upgrade"),
+        ("Expect", "100-continue"),
+    ],
+)
+def test_a_header_that_says_where_a_message_goes_or_ends_is_not_sent(serve, name, value):
+    """Portals choose headers of their callbacks."""
+    server = serve()
+    with pytest.raises(Refused, match="header") as caught:
+        send(server.url, headers={name: value})
+    assert server.connections == 0
+    assert value not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -318,6 +421,30 @@ def test_a_dripping_body_is_cut_at_the_deadline_and_its_status_counts(serve):
     found = send(server.url, timeout_seconds=0.4)
     assert found.status_code == 202
     assert 350 < found.elapsed_ms < 1500
+
+
+def test_headers_without_end_are_cut_before_they_fill_the_memory(serve):
+    sent = []
+
+    def bomb(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            sent.append(connection.send(b"X-Bomb: " + b"b" * 1000 + b"\r\n"))
+
+    server = serve(bomb)
+    began = time.monotonic()
+    with pytest.raises(Undelivered, match="RemoteProtocolError"):
+        send(server.url, timeout_seconds=5)
+    assert time.monotonic() - began < 2
+    assert sum(sent) < 16_000_000  # what the socket buffers took
+
+
+def test_a_body_that_unpacks_to_gigabytes_is_not_unpacked(serve):
+    packed = zlib.compress(bytes(50_000_000), 9)
+    server = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\nConnection: close\r\n\r\n" + packed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert send(server.url).status_code == 200
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
 
 
 def test_a_body_that_breaks_off_does_not_take_the_status_back(serve):

@@ -309,18 +309,19 @@ OF_A_REQUEST = ("certificate", "certificate.tlog-proof", "certificate.html", "ce
 
 @pytest.mark.parametrize("document", OF_A_REQUEST)
 def test_what_belongs_to_a_request_is_read_with_a_key_for_reading(served: Served, document: str) -> None:
-    """One installation is one controller: keys have scopes, requests have no owner among the keys."""
+    """An auditor's key reads whosever request it is; another portal's does not know of it."""
     with transaction(served.bench.ctx.engine) as tx:
         _, writer = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.REQUESTS_WRITE, Scope.MODELS_READ])
-        _, reader = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.REQUESTS_READ])
+        _, reader = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.REQUESTS_READ_ALL])
+        _, other = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.REQUESTS_READ])
     address = f"{served.address}/v1/erasure-requests"
     codes = {}
-    for who, key in {"nobody": "", "stranger": "exk_x", "writer": writer, "reader": reader}.items():
+    for who, key in {"nobody": "", "stranger": "exk_x", "writer": writer, "other": other, "reader": reader}.items():
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         codes[who] = httpx.get(f"{address}/{served.request_id}/{document}", headers=headers).status_code
         assert codes[who] != 200 or who == "reader"
     here = 404 if document == "certificate.tsr" else 200
-    assert codes == {"nobody": 401, "stranger": 401, "writer": 403, "reader": here}
+    assert codes == {"nobody": 401, "stranger": 401, "writer": 403, "other": 404, "reader": here}
     nowhere = httpx.get(f"{address}/{uuid4()}/{document}", headers={"Authorization": f"Bearer {reader}"})
     assert nowhere.status_code == 404
 

@@ -369,7 +369,7 @@ def test_a_terminal_request_has_promised_one_delivery_per_endpoint(bench: Bench)
     with transaction(bench.ctx.engine) as tx:
         client_id = keymaking.operator(tx)
         tx.add(
-            WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/", sealed_secret=b"")
+            WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/")
         )
     bench.demand(1)
     bench.run_all()

@@ -92,7 +92,7 @@ SCHEMA: Final[Mapping[str, Shape]] = {
     "log.opened": Shape({**_EVERY, "vkey": "vkey", "schema": "digest"}),
     "log.key_rotated": Shape({**_EVERY, "vkey": "vkey"}),
     "request.received": Shape({**_EVERY, **_DUE}),
-    "request.identity_confirmed": Shape({**_EVERY, **_REQUEST}),
+    "request.identity_confirmed": Shape({**_EVERY, **_DUE}, optional=frozenset({"due"})),
     "request.extended": Shape({**_EVERY, **_DUE}),
     "request.refused": Shape({**_EVERY, **_REQUEST}),
     "request.withdrawn": Shape({**_EVERY, **_REQUEST}),
@@ -301,3 +301,8 @@ def _described() -> bytes:
 
 SCHEMA_DIGEST: Final = f"sha256:{hashlib.sha256(_described()).hexdigest()}"
 """What ``log.opened`` says about the schema that its log follows."""
+
+EARLIER_SCHEMAS: Final = frozenset({"sha256:46b7cd5cc1c69d96a89e9436a1627cebcc7cf9228297ef77d07d71fe7cfb9dc4"})
+"""Schemas that this one has only added to, so that a log opened under them is read all the same.
+
+The first one had no ``due`` in ``request.identity_confirmed``, which no log had held before."""

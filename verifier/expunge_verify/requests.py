@@ -1,6 +1,8 @@
 """The stories that leaves tell: whether every request went its way, by rules that only read the log.
 
-    received ─ started ─ done per model ─ shredded ─ certificate ─ closed (completed, partial)
+    received ─ identity confirmed ─ extended, if need be, anywhere below until the first due day is over
+    received ─ started ─ done per model ─ shredded ─ certificate ─ closed (completed)
+            ├─ refused in part ─ started ─ done per model left ─ shredded ─ certificate ─ closed (partial)
             ├─ started ─ done, none of it with data ─ shredded ─ closed (no_data)
             └─ withdrawn or refused ─ shredded ─ closed
     closed ─ reopened (a rollback undid it) ─ started ─ done ─ certificate ─ closed
@@ -18,11 +20,20 @@ from datetime import date
 from typing import Final
 
 from expunge_verify.errors import shown
-from expunge_verify.leaf import ALREADY_FORGOTTEN, CHANGING_METHODS, LEVELS, NO_DATA, SCHEMA_DIGEST, Leaf
+from expunge_verify.leaf import (
+    ALREADY_FORGOTTEN,
+    CHANGING_METHODS,
+    EARLIER_SCHEMAS,
+    LEVELS,
+    NO_DATA,
+    SCHEMA_DIGEST,
+    Leaf,
+)
 
 _AFTER_CLOSING: Final = frozenset({"request.reopened", "key.backup_expired", "recipients.notified"})
 _ERASED: Final = frozenset({"completed", "partial"})
 _ENDED: Final = frozenset({"withdrawn", "refused"})
+_REFUSED_IN_PART: Final = frozenset({"partial", "withdrawn"})  # outcomes that an earlier refusal of a part leaves open
 _MOST_DAYS: Final = 32  # a month (Art. 12(3) GDPR), and a day because the log's zone is not known
 _MOST_DAYS_EXTENDED: Final = 94  # three months, likewise
 
@@ -33,13 +44,15 @@ RULES: Final = {
     "received-first": "the first leaf of a request is request.received",
     "received-once": "a request is received once",
     "extended-late": "a deadline is extended before it is over (Art. 12(3) GDPR)",
-    "due-far": "a request is due within 32 days of its opening, an extended one within 94",
+    "extended-once": "a deadline is extended once (Art. 12(3) GDPR)",
+    "clock-once": "identity_confirmed names a new due day once, before any extension and any erasure.started",
+    "due-far": "a request is due within 32 days of its opening or of its identity_confirmed, an extended one within 94",
     "days-back": "the days of one request do not run backwards by more than one",
     "reopened-open": "what is reopened was closed",
     "after-closed": "after request.closed come only request.reopened, key.backup_expired and recipients.notified",
     "closed-once": "a request is closed once until it is reopened",
     "started-first": "erasure.started stands before the first erasure.done",
-    "done-missing": "an erasure that is completed or partial has an erasure.done that found data",
+    "done-missing": "a completed erasure has an erasure.done that found data, a partial one any erasure.done",
     "done-unverified": "a change was verified after the request's first erasure.started, at this level or higher",
     "done-uncomputed": "a change was computed before, from the same weights to the same, by the same method",
     "done-rolled-back": "the weights that are named were not rolled back from, or promoted again since",
@@ -51,7 +64,8 @@ RULES: Final = {
     "no-data-only": "where the outcome is no_data, every erasure.done says so",
     "erased-though-ended": "a withdrawn or refused request has no erasure.done",
     "ended-unsaid": "a request closed as withdrawn or refused has the leaf that says so",
-    "ended-otherwise": "a request that was withdrawn or refused is closed as that",
+    "ended-otherwise": "a withdrawn request is closed as that, a refused one as that, as partial or as withdrawn",
+    "partial-unsaid": "a request closed as partial has a request.refused that says so",
     "certified-though-ended": "a withdrawn or refused request has no certificate",
     "shredded-missing": "no request is closed before its key is shredded",
     "shredded-once": "a key is shredded once",
@@ -137,6 +151,7 @@ class _Request:
     shredded_index: int | None = None
     first_started: int | None = None
     last_day: str = ""
+    ended: set[str] = field(default_factory=set)
 
     opened_day: str = ""
     outcome: str = ""  # empty: open
@@ -144,7 +159,8 @@ class _Request:
     unstarted_done: int | None = None
     methods: list[str] = field(default_factory=list)
     certificates: list[tuple[int, str]] = field(default_factory=list)
-    ended: set[str] = field(default_factory=set)
+    extended: bool = False
+    clock_set: bool = False
 
 
 class _Log:
@@ -230,7 +246,19 @@ class _Log:
         request.due, request.due_index, request.opened_day = leaf["due"], index, leaf["day"]
         self._need_near(index, leaf, leaf["day"], _MOST_DAYS)
 
+    def identified(self, request: _Request, index: int, leaf: Leaf) -> None:
+        """A clock that waited for the person's identity begins here."""
+        if "due" not in leaf:
+            return
+        if request.clock_set or request.extended or request.started:
+            self._broken(index, "clock-once", f"the clock of {leaf['ref']} runs already")
+        self._need_near(index, leaf, leaf["day"], _MOST_DAYS)
+        request.due, request.due_index, request.opened_day, request.clock_set = leaf["due"], index, leaf["day"], True
+
     def extended(self, request: _Request, index: int, leaf: Leaf) -> None:
+        if request.extended:
+            self._broken(index, "extended-once", f"request {leaf['ref']} was extended before")
+        request.extended = True
         if request.due and leaf["day"] > request.due:
             self._broken(index, "extended-late", f"extended on {leaf['day']}, due on {request.due}")
         if request.opened_day:
@@ -245,7 +273,13 @@ class _Log:
             self._broken(index, "reopened-open", f"request {leaf['ref']} is open")
         self._need_near(index, leaf, leaf["day"], _MOST_DAYS)
         self._requests[leaf["ref"]] = _Request(
-            leaf["due"], index, request.shredded_index, request.first_started, request.last_day, leaf["day"]
+            leaf["due"],
+            index,
+            request.shredded_index,
+            request.first_started,
+            request.last_day,
+            request.ended,
+            leaf["day"],
         )
 
     def started(self, request: _Request, index: int, _leaf: Leaf) -> None:
@@ -307,7 +341,8 @@ class _Log:
         if request.shredded_index is None:
             self._broken(index, "shredded-missing", f"the key of request {leaf['ref']} is not shredded")
         self._close_in_time(request, index, leaf)
-        for other in sorted(request.ended - {request.outcome}):
+        fits = {request.outcome} | ({"refused"} if request.outcome in _REFUSED_IN_PART else set())
+        for other in sorted(request.ended - fits):
             self._broken(index, "ended-otherwise", f"request.{other} stands before it, closed as {request.outcome}")
         if request.outcome in _ENDED:
             self._close_ended(request, index, leaf)
@@ -343,8 +378,11 @@ class _Log:
                 self._broken(issued, "certificate-stray", f"entry {index} closes request {leaf['ref']} without it")
 
     def _close_erased(self, request: _Request, index: int) -> None:
-        if not set(request.methods) - {NO_DATA}:
-            self._broken(index, "done-missing", f"{len(request.methods)} times erasure.done, none that found data")
+        partial = request.outcome == "partial"
+        if not set(request.methods) - ({NO_DATA} if not partial else set()):
+            self._broken(index, "done-missing", f"{len(request.methods)} times erasure.done, none that counts for it")
+        if partial and "refused" not in request.ended:
+            self._broken(index, "partial-unsaid", "no request.refused before it")
         shredded, started = request.shredded_index, request.first_started
         if shredded is not None and (started is None or shredded < started):
             self._broken(shredded, "shredded-early", "no erasure.started before it")
@@ -359,7 +397,7 @@ class _Log:
 
     def opened(self, index: int, leaf: Leaf) -> None:
         self.keyed(index, leaf)
-        if leaf["schema"] != SCHEMA_DIGEST:
+        if leaf["schema"] not in {SCHEMA_DIGEST, *EARLIER_SCHEMAS}:
             self._broken(index, "schema-other", f"it follows {leaf['schema']}, this program reads {SCHEMA_DIGEST}")
 
     def keyed(self, index: int, leaf: Leaf) -> None:
@@ -412,6 +450,7 @@ def _days(first: str, second: str) -> int:
 
 _OF_REQUESTS: Final[dict[str, Callable[[_Log, _Request, int, Leaf], None]]] = {
     "request.received": _Log.received,
+    "request.identity_confirmed": _Log.identified,
     "request.extended": _Log.extended,
     "request.withdrawn": _Log.ended,
     "request.refused": _Log.ended,

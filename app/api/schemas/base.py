@@ -15,3 +15,10 @@ class Incoming(BaseModel):
     """A body that we are sent: unknown fields and wrong types are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong with one field."""
+
+    field: str
+    problem: str

@@ -109,6 +109,23 @@ def no_data(tell: Teller, name: str) -> list[Leaf]:
     ]
 
 
+def partial(tell: Teller, name: str, before: str = "m0", after: str = "m1") -> list[Leaf]:
+    """A person's story where one model was refused before work began, and the other one forgets."""
+    who = ref(name)
+    told = [leaf for leaf in completed(tell, name, before, after) if leaf.get("method") != "no-data/1"]
+    refused = [told[0], tell("request.refused", ref=who), *told[2:]]
+    return [{**leaf, **({"outcome": "partial"} if leaf["type"] == "request.closed" else {})} for leaf in refused]
+
+
+def suspended(tell: Teller, name: str) -> list[Leaf]:
+    """A person whose month began when somebody vouched for them, three weeks after receipt."""
+    who, later = ref(name), "2027-02-21"
+    told = [{**leaf, "day": later} for leaf in completed(tell, name)]
+    told[0] = {**told[0], "day": RECEIVED}
+    told[1] = tell("request.identity_confirmed", ref=who, day=later, due="2027-03-21")
+    return [leaf if leaf["type"] != "request.closed" else {**leaf, "day": "2027-03-21"} for leaf in told[:-2]]
+
+
 def reopened(tell: Teller, name: str, before: str = "m1", after: str = "m2") -> list[Leaf]:
     """What follows ``completed`` when the model is rolled back to one that still knows the person."""
     who, cert = ref(name), digest(f"second certificate {name}")

@@ -26,9 +26,11 @@ from tests.unit.verifier.building import (
     model,
     no_data,
     opening,
+    partial,
     ref,
     reopened,
     shared,
+    suspended,
 )
 
 IN_TIME = date(2027, 2, 28)
@@ -88,6 +90,12 @@ def added(kind: str, before: str | None, **fields: Any) -> Change:
     return change
 
 
+def added_twice(kind: str, before: str, **fields: Any) -> Change:
+    """Two leaves more of a kind, with the same words."""
+    fresh = {"nonce": "f" * 32, "commit": "f" * 64}
+    return all_of(added(kind, before, **fields), added(kind, before, **fields, **fresh))
+
+
 def all_of(*changes: Change) -> Change:
     def change(story: Story) -> Story:
         for one in changes:
@@ -130,11 +138,22 @@ def a_story(name: str) -> Story:
         "no data": lambda: no_data(tell, "a"),
         "shared": lambda: [*changing(tell), *shared(tell, "a")],
         "erased twice": lambda: [*completed(tell, "a"), *reopened(tell, "a")],
+        "partial": lambda: partial(tell, "a"),
+        "partial twice": lambda: [*partial(tell, "a"), *partly(reopened(tell, "a"))],
+        "suspended": lambda: suspended(tell, "a"),
     }
     return [*opening(tell), *stories[name]()]
 
 
-STORIES = ("erased", "withdrawn", "refused", "no data", "shared", "erased twice")
+def partly(story: Story) -> Story:
+    return changed("request.closed", outcome="partial")(story)
+
+
+STORIES = (
+    *("erased", "withdrawn", "refused", "no data", "shared", "erased twice"),
+    *("partial", "partial twice", "suspended"),
+)
+EARLIEST = "sha256:46b7cd5cc1c69d96a89e9436a1627cebcc7cf9228297ef77d07d71fe7cfb9dc4"  # of issue 4
 A, CERT = ref("a"), digest("certificate a")
 EXTENDED = {"ref": A, "due": "2027-04-30"}
 NO_DATA = {"model": model(after="m0"), "method": "no-data/1", "level": "none"}
@@ -155,6 +174,11 @@ UNNAMED = changed("request.closed", cert=None)
 SAME_CERTIFICATE = all_of(changed("certificate.issued", 1, cert=CERT), changed("request.closed", 1, cert=CERT))
 UNCLOSED = without("request.closed", "key.backup_expired", "recipients.notified")
 
+SET_ANEW = {"due": "2027-03-21", "day": "2027-02-21"}
+SET_AFTER_EXTENSION = all_of(
+    changed("request.identity_confirmed", due=DUE), added("request.extended", "request.identity_confirmed", **EXTENDED)
+)
+
 KEPT: list[tuple[str, Change]] = [
     ("erased", late(added("request.extended", "erasure.started", **EXTENDED, day=DUE))),
     ("erased", late(changed("request.closed", day="2027-03-01", in_time=False))),
@@ -162,7 +186,14 @@ KEPT: list[tuple[str, Change]] = [
     ("erased", changed("verify.passed", level="A1")),
     ("erased", all_of(changed("verify.passed", level="A1"), done(level="A1"))),
     ("erased", added("verify.passed", "request.received", model=model("m0", "m1"), level="A2")),
-    ("erased", changed("request.closed", outcome="partial")),
+    ("erased", all_of(added("request.refused", "erasure.started", ref=A), partly)),
+    ("partial", changed("erasure.done", **NO_DATA)),
+    ("partial", added("request.refused", "erasure.started", ref=A)),
+    ("withdrawn", added("request.refused", "request.withdrawn", ref=A)),
+    ("erased", changed("request.identity_confirmed", due="2027-03-02")),
+    ("suspended", added("request.extended", "erasure.started", ref=A, due="2027-05-21", day="2027-02-21")),
+    ("suspended", changed("request.identity_confirmed", due="2027-03-25")),
+    ("erased", changed("log.opened", schema=EARLIEST)),
     ("erased", moved("key.shredded", before="unlearn.done")),
     ("erased", moved("key.shredded", before="erasure.done")),
     ("erased", without("key.backup_expired", "recipients.notified", "request.identity_confirmed", "model.retired")),
@@ -210,7 +241,18 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("started-first", "erased twice", lambda story: drop(story, place(story, "erasure.started", 1))),
     ("done-missing", "erased", without("erasure.done")),
     ("done-missing", "erased", lambda story: drop(story, place(story, "erasure.done"))),
-    ("done-missing", "erased", all_of(without("erasure.done"), changed("request.closed", outcome="partial"))),
+    ("done-missing", "partial", without("erasure.done")),
+    ("partial-unsaid", "erased", partly),
+    ("partial-unsaid", "partial twice", without("request.refused")),
+    ("extended-once", "erased", added_twice("request.extended", "erasure.started", **EXTENDED)),
+    ("clock-once", "suspended", added("request.identity_confirmed", "erasure.started", ref=A, **SET_ANEW)),
+    ("clock-once", "erased", added("request.identity_confirmed", "unlearn.done", ref=A, due=DUE)),
+    ("clock-once", "erased", SET_AFTER_EXTENSION),
+    ("due-far", "suspended", changed("request.identity_confirmed", due="2027-03-26")),
+    ("due-far", "suspended", added("request.extended", "erasure.started", ref=A, due="2027-05-27", day="2027-02-21")),
+    ("in-time", "suspended", changed("request.identity_confirmed", due=None)),
+    ("ended-otherwise", "partial", changed("request.closed", outcome="completed")),
+    ("ended-otherwise", "partial twice", changed("request.closed", 1, outcome="completed")),
     ("done-missing", "erased twice", lambda story: drop(story, place(story, "erasure.done", 2))),
     ("done-unverified", "erased", done(level="A1")),
     ("done-unverified", "erased", FROM_ELSEWHERE),

@@ -1,0 +1,112 @@
+"""Requests as a file: what a caller sees, from one moment, page by page; no user id, nothing that runs in a sheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import chain
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Engine
+
+from app.api.auth import Caller, Scope, needs
+from app.api.context import CurrentContext, Now
+from app.api.problems import answers
+from app.api.requests import Reference, shown
+from app.api.schemas.requests import ErasureRequestOut
+from app.domain.lifecycle import RequestStatus
+from app.errors import Unavailable
+from app.storage import requests
+from app.storage.sessions import snapshot
+
+router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
+Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE))]
+_PAGE = 500
+_AT_ONCE = threading.BoundedSemaphore(4)
+"""An export holds a connection for as long as its reader takes; creates need the others."""
+_RUNS_IN_A_SHEET = ("=", "+", "-", "@", "\t", "\r")
+"""What makes a spreadsheet compute a cell (OWASP, CSV injection)."""
+_COLUMNS = [name for name in ErasureRequestOut.model_fields if name != "targets"] + ["targets"]
+_FILES: dict[int | str, dict[str, Any]] = {  # Any: OpenAPI
+    200: {"content": {"text/csv": {}, "application/x-ndjson": {}}, "description": "One request a line"}
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which requests."""
+
+    seen_by: UUID | None
+    status: RequestStatus | None
+    reference: str | None
+
+
+class Format(StrEnum):
+    """How the rows are written."""
+
+    CSV = "csv"
+    NDJSON = "ndjson"
+
+
+@router.get(":export", response_class=Response, responses=answers(401, 403, 422, 503) | _FILES)
+def export(
+    context: CurrentContext,
+    caller: Reader,
+    now: Now,
+    format: Format,  # noqa: A002 - what a caller writes
+    status: RequestStatus | None = None,
+    reference: Reference = None,
+) -> StreamingResponse:
+    """Download all requests that you see, in order of arrival, as they stood at one moment."""
+    if not _AT_ONCE.acquire(blocking=False):
+        raise Unavailable("other exports are running; try again when they are done")
+    pages = _pages(context.engine, now, Wanted(seen_by=caller.sees, status=status, reference=reference))
+    first = next(pages)  # begun, it gives back what it holds however it ends; and if PostgreSQL is away, we can say so
+    line = _csv if format is Format.CSV else _ndjson
+    head = ",".join(_COLUMNS) + "\r\n" if format is Format.CSV else ""
+    lines = ("".join(map(line, page)) for page in chain([first], pages))
+    kind = "text/csv; charset=utf-8; header=present" if format is Format.CSV else "application/x-ndjson"
+    named = {"Content-Disposition": f'attachment; filename="erasure-requests.{format}"'}
+    return StreamingResponse(chain([head], lines), media_type=kind, headers=named)
+
+
+def _pages(engine: Engine, now: datetime, wanted: Wanted) -> Iterator[list[ErasureRequestOut]]:
+    """All of it, a page in memory at a time; at least one page, if an empty one."""
+    try:
+        with snapshot(engine) as tx:
+            after, more = 0, True
+            while more:
+                page = requests.page(tx, after=after, limit=_PAGE, **asdict(wanted))
+                yield shown(tx, page, now)
+                more = len(page) == _PAGE
+                after = page[-1].sequence if page else after
+                tx.expunge_all()  # else the session would keep every row
+    finally:
+        _AT_ONCE.release()
+
+
+def _ndjson(request: ErasureRequestOut) -> str:
+    return request.model_dump_json() + "\n"
+
+
+def _csv(request: ErasureRequestOut) -> str:
+    values = request.model_dump(mode="json")
+    values["targets"] = " ".join(f"{one['model']}={one['result'] or one['status']}" for one in values["targets"])
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(values[name]) for name in _COLUMNS])
+    return line.getvalue()
+
+
+def _cell(value: object) -> str:
+    """A cell that a spreadsheet shows and never computes."""
+    written = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "'" + written if written.startswith(_RUNS_IN_A_SHEET) else written

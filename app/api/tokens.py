@@ -1,0 +1,267 @@
+"""Bearer tokens of the operator's identity provider: JWTs (RFC 7519, RFC 9068), checked against its published keys.
+
+We issue none. A token says who it is about and what it asks for; what it may have at most stands with the client that
+an operator registered for that subject (`expunge keys client`). Where a token says its key could be found (``jku``,
+``x5u``, ``jwk``, ``x5c``) is never looked at, and nothing is fetched while a request waits: a task beside the requests
+keeps the keys fresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from joserfc import jws, jwt
+from joserfc.errors import ExpiredTokenError, InvalidClaimError, JoseError, MissingClaimError, SecurityWarning
+from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
+
+from app.audit import inquiry
+from app.domain.identifiers import MAX_SUBJECT_CHARACTERS
+from app.errors import ExpungeError, Misconfigured, Unauthenticated, Unavailable
+from app.logs import log
+from app.settings import Settings
+from app.storage.keys import Claim
+
+PublicKey = RSAKey | ECKey | OKPKey
+
+_LONGEST_TOKEN: Final = 16 << 10
+_ANSWER_SECONDS: Final = 5.0
+_USUAL_SECONDS: Final = 300.0
+"""How often the keys are read anyway: providers publish a new key well before they sign with it."""
+_SOON_SECONDS: Final = 5.0
+_LEAST_RSA_BITS: Final = 2048
+_MOST_KEYS: Final = 200
+_TYPES: Final = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
+_WELL_KNOWN: Final = "/.well-known/openid-configuration"
+_AGAIN: Final = "the identity provider's keys are being read; send it again"
+
+# RFC 9864 prefers "Ed25519" to "EdDSA"; providers write the old name, and a warning per process helps nobody.
+warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The provider's keys by id, as read at a time."""
+
+    by_id: Mapping[str, PublicKey] = field(default_factory=dict)
+    read_at: float = float("-inf")
+
+
+class Provider:
+    """Reads tokens of one issuer.
+
+    Args:
+        settings: Those that begin with ``oidc_``; without an issuer every token is refused.
+        clock: Seconds since 1970.
+
+    Raises:
+        Misconfigured: The settings would accept what they should not, or can't be followed.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+        self._settings, self._clock = settings, clock
+        self._wanted = asyncio.Event()
+        self._asked_at = float("-inf")
+        self._keys = Keys()
+        _check(settings)
+        if settings.oidc_jwks:
+            self._keys = Keys(_understood(_json(settings.oidc_jwks.read_bytes())), float("inf"))
+        self._registry = jws.JWSRegistry(algorithms=settings.oidc_algorithms, strict_check_header=False)
+        self._registry.max_header_length = 4096  # providers put certificates there; nobody reads them
+        self._registry.max_payload_length = _LONGEST_TOKEN
+
+    def read(self, token: str) -> Claim:
+        """Who a token is about, and what it asks for; asks nobody.
+
+        Raises:
+            Unauthenticated: It is not one of ours, or not now; says which rule it breaks and nothing of what it says.
+            Unavailable: Its key is not known yet.
+        """
+        if not self._settings.oidc_issuer:
+            raise Unauthenticated("tokens are not accepted here; send an API key as `Authorization: Bearer exk_…`")
+        try:
+            return self._claim(self._verified(token))
+        except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
+            # The last four: no list has all that a stranger's bytes can raise in a parser.
+            raise _refused(_sentence(error)) from None
+
+    async def keep_keys(self) -> None:
+        """Read the provider's keys for ever: now and then, and soon after a token named one that we don't know."""
+        while self._settings.oidc_issuer and not self._settings.oidc_jwks:
+            self._asked_at = self._clock()
+            try:
+                self._keys = Keys(await self._fetched(), self._clock())
+            except ExpungeError as error:
+                log.warning("the identity provider's keys can't be read", kind=type(error).__name__)
+            self._wanted.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_USUAL_SECONDS if self._fresh() else _SOON_SECONDS):
+                    await self._wanted.wait()
+
+    def _verified(self, token: str) -> dict[str, Any]:  # Any: JSON
+        if len(token) > _LONGEST_TOKEN:
+            raise _refused("it is too long")
+        header = jws.extract_compact(token.encode("ascii"), registry=self._registry).headers()
+        if str(header.get("typ") or "jwt").lower() not in _TYPES:
+            raise _refused("it is of another type")
+        if header.get("alg") not in self._settings.oidc_algorithms:  # before a key is looked for
+            raise _refused("its signature is of a kind that is not accepted")
+        if "crit" in header:  # RFC 7515 4.1.11: refuse what must be understood and is not
+            raise _refused("it sets a condition that is not known here")
+        claims = jwt.decode(token, self._key(header.get("kid")), registry=self._registry).claims
+        self._rules().validate(claims)
+        return claims
+
+    def _rules(self) -> jwt.JWTClaimsRegistry:
+        return jwt.JWTClaimsRegistry(
+            now=int(self._clock()),
+            leeway=self._settings.oidc_leeway_seconds,
+            iss={"essential": True, "value": self._settings.oidc_issuer},
+            aud={"essential": True, "value": self._settings.oidc_audience},
+            exp={"essential": True},
+        )
+
+    def _key(self, key_id: object) -> PublicKey:
+        known = self._keys.by_id
+        if not self._fresh():
+            self._wanted.set()
+            raise Unavailable(_AGAIN)
+        if key_id is None and len(known) == 1:
+            return next(iter(known.values()))
+        if not isinstance(key_id, str):
+            raise _refused("it does not say by which key it is signed")
+        if key_id not in known:
+            self._ask_anew()
+            raise _refused("it is signed by a key that the identity provider does not publish")
+        return known[key_id]
+
+    def _ask_anew(self) -> None:
+        """A new key id may mean new keys; a made-up one must not make us a nuisance to the provider.
+
+        Raises:
+            Unavailable: We are asking.
+        """
+        if self._clock() - self._asked_at >= self._settings.oidc_refetch_seconds and not self._settings.oidc_jwks:
+            self._wanted.set()
+            raise Unavailable(_AGAIN)
+
+    def _fresh(self) -> bool:
+        return self._clock() - self._keys.read_at < self._settings.oidc_keys_hours * 3600
+
+    def _claim(self, claims: Mapping[str, object]) -> Claim:
+        subject = claims.get(self._settings.oidc_client_claim)
+        if not isinstance(subject, str) or not subject.isprintable() or not 0 < len(subject) <= MAX_SUBJECT_CHARACTERS:
+            raise _refused(f"its {self._settings.oidc_client_claim} does not name a client")
+        asked = frozenset(word for name in ("scope", "scp", "roles") for word in _words(claims.get(name)))
+        return Claim(subject=subject, scopes=asked)
+
+    async def _fetched(self) -> dict[str, PublicKey]:
+        url = self._settings.oidc_jwks_url or await self._discovered()
+        return _understood(await _document(url))
+
+    async def _discovered(self) -> str:
+        """Where the discovery document says the keys are; it must be the issuer's own (OIDC Discovery 4.3)."""
+        issuer = self._settings.oidc_issuer
+        document = await _document(issuer.rstrip("/") + _WELL_KNOWN)
+        url = document.get("jwks_uri")
+        if document.get("issuer") != issuer or not isinstance(url, str) or not _private_enough(url):
+            raise Unavailable("the discovery document is not the issuer's")
+        return url
+
+
+def _check(settings: Settings) -> None:
+    if not settings.oidc_issuer:
+        return
+    if not settings.oidc_audience:
+        raise Misconfigured("EXPUNGE_OIDC_AUDIENCE must be set: without it tokens for other services would do here")
+    if not settings.oidc_algorithms:
+        raise Misconfigured("EXPUNGE_OIDC_ALGORITHMS must name a kind of signature, such as RS256")
+    for name in ("oidc_issuer", "oidc_jwks_url"):
+        url = getattr(settings, name)
+        if url and not _private_enough(url):
+            raise Misconfigured(f"EXPUNGE_{name.upper()} must be an https address")
+
+
+def _private_enough(url: str) -> bool:
+    """Whoever can change the keys on their way to us can write any token."""
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        with suppress(ValueError):
+            return ip_address(parts.hostname or "").is_loopback
+    return parts.scheme == "https" and bool(parts.hostname)
+
+
+async def _document(url: str) -> dict[str, Any]:  # Any: JSON
+    answer = await inquiry.read(url, seconds=_ANSWER_SECONDS)
+    if answer.status != 200:
+        raise Unavailable(f"the identity provider answered {answer.status}")
+    return _json(answer.body)
+
+
+def _json(raw: bytes) -> dict[str, Any]:  # Any: JSON
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise Unavailable("what the identity provider sent is not a JSON object")
+    return document
+
+
+def _understood(document: Mapping[str, Any]) -> dict[str, PublicKey]:  # Any: JSON
+    """The keys that may sign tokens; others, such as for encryption, are not our business (RFC 7517 5).
+
+    Raises:
+        Unavailable: There is none.
+    """
+    listed = document.get("keys")
+    found = [key for entry in (listed if isinstance(listed, list) else [])[:_MOST_KEYS] if (key := _public_key(entry))]
+    if not found:
+        raise Unavailable("the identity provider published no key that can be used")
+    return {str(key.kid): key for key in reversed(found)}  # of two with one id the first counts
+
+
+def _public_key(entry: object) -> PublicKey | None:
+    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or entry.get("kty") == "oct":
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):  # small RSA keys, which are dropped below
+            key = JWKRegistry.import_key({name: value for name, value in entry.items() if name not in _SECRET_PARTS})
+        key.ensure_kid()
+    except Exception:  # noqa: BLE001 - somebody else's bytes in somebody else's parser; the other keys are still good
+        return None
+    if isinstance(key, RSAKey) and key.raw_value.key_size < _LEAST_RSA_BITS:
+        return None
+    return key if isinstance(key, PublicKey) and isinstance(key.kid, str) else None
+
+
+_SECRET_PARTS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
+
+
+def _words(value: object) -> Iterable[str]:
+    """Scopes as RFC 8693 writes them, in one string, or as lists, as others do."""
+    if isinstance(value, str):
+        return value.split()
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
+
+
+def _refused(sentence: str) -> Unauthenticated:
+    return Unauthenticated(f"this token can't be accepted: {sentence}")
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, in words of ours: an error of the library's may quote the token."""
+    match error:
+        case ExpiredTokenError():
+            return "it has expired"
+        case MissingClaimError() | InvalidClaimError() if error.claim in {"iss", "aud", "exp", "nbf", "iat"}:
+            return f"its {error.claim} is missing or not the one needed here"
+    return "it is malformed, or its signature is wrong"

@@ -1,0 +1,71 @@
+"""A connection: a request that is not whole in time, or whose head never ends, closes it.
+
+httptools has no limit of its own, and gathers a header's parts by copying them: one caller that sent a header of 100 MB
+held the whole process for a minute. How large a body may be is said in :mod:`app.api.problems`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+LARGEST_HEAD: Final = 64 << 10
+"""First line and headers; the first read of it, at most 256 KiB, is let through."""
+REQUEST_SECONDS: Final = 30.0
+"""From its first byte, or a connection's beginning, to its last byte."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with a clock; a request that comes in one piece, as nearly all do, never starts it."""
+
+    _in_head = _in_request = False
+    _head_bytes = 0
+    _watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
+        """A caller that says nothing is let go, too."""
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(REQUEST_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to watch any more."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that was not whole before, either."""
+        in_head = self._in_head
+        super().data_received(data)
+        if not self._in_request or self.transport.is_closing():
+            return
+        self._head_bytes += len(data) if in_head and self._in_head else 0
+        if self._head_bytes > LARGEST_HEAD:
+            self._give_up()
+        elif self._watch is None:
+            self._watch = self.loop.call_later(REQUEST_SECONDS, self._give_up)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head, self._in_request, self._head_bytes = True, True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is whole; the answer takes as long as it takes."""
+        self._in_request = False
+        self._unwatch()
+        super().on_message_complete()
+
+    def _give_up(self) -> None:
+        self.send_400_response("The request's head is too long, or the request came too slowly.")
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None

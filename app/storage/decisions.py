@@ -1,0 +1,124 @@
+"""Decisions about requests: written once, read in order, and what planning has to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.domain.decisions import Kind
+from app.storage import moves
+from app.storage.tables import AuditEntry, Decision, ErasureRequest, Event, Model, Target
+
+
+def add(tx: Session, decision: Decision) -> Decision:
+    """Write a decision and its event down; the event says the ground, and never the decider's own words."""
+    tx.add(decision)
+    tx.flush()
+    detail: dict[str, str | int] = {"ground": decision.ground} if decision.ground else {}
+    if decision.until:
+        detail["until"] = decision.until.isoformat()
+    moves.record(tx, f"decision.{decision.kind}", request_id=decision.request_id, detail=detail)
+    return decision
+
+
+def of_request(tx: Session, request_id: UUID, *, kind: Kind | None = None) -> Sequence[Decision]:
+    """What was decided about a request, in order."""
+    mine = select(Decision).where(Decision.request_id == request_id).order_by(Decision.id)
+    return tx.scalars(mine.where(Decision.kind == kind) if kind else mine).all()
+
+
+def approvers(tx: Session, request_id: UUID) -> set[UUID]:
+    """Who agreed to a request."""
+    agreed = select(Decision.client_id).where(Decision.request_id == request_id, Decision.kind == Kind.APPROVED)
+    return {client_id for client_id in tx.scalars(agreed) if client_id is not None}
+
+
+def refused_models(tx: Session, request_id: UUID) -> set[str]:
+    """Models that a request is refused for."""
+    return {name for refusal in of_request(tx, request_id, kind=Kind.REFUSED) for name in refusal.models or ()}
+
+
+def has_begun(tx: Session, request_id: UUID) -> bool:
+    """Whether the log says that work on a request began: from then on something may be destroyed for it."""
+    begun = (AuditEntry.request_id == request_id) & AuditEntry.type.in_(("erasure.started", "erasure.done"))
+    return bool(tx.scalar(select(exists().where(begun))))
+
+
+def leave_jobs(tx: Session, request_ids: Collection[UUID], *, models: Collection[str] | None = None) -> None:
+    """Take requests out of the jobs that have no result for them; out of those of some models, or of all."""
+    unfinished = delete(Target).where(Target.request_id == func.any(list(request_ids)), Target.result.is_(None))
+    named = select(Model.id).where(Model.name == func.any(list(models or ())))
+    tx.execute(unfinished if models is None else unfinished.where(Target.model_id.in_(named)))
+
+
+def set_identity(tx: Session, request_id: UUID, level: str) -> None:
+    """Write down how sure the portal is of the person now."""
+    tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(identity_level=level))
+
+
+def begin_clock(tx: Session, request_id: UUID, *, clock_from: datetime, deadline: datetime) -> None:
+    """Count a request's months from a later moment than its receipt."""
+    begun = {"clock_from": clock_from, "deadline": deadline}
+    tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(begun))
+
+
+def notify(tx: Session, request_id: UUID, kind: Kind, *, at: datetime) -> None:
+    """Write down when the person was told of decisions of a kind; what was told before keeps its time."""
+    untold = (Decision.request_id == request_id) & (Decision.kind == kind) & Decision.notified_at.is_(None)
+    tx.execute(update(Decision).where(untold).values(notified_at=at))
+
+
+def sent_notices(tx: Session, request_id: UUID) -> dict[str, datetime]:
+    """When the person was sent which notice, the first time."""
+    mine = (Event.request_id == request_id) & (Event.type == "notice.sent")
+    details = tx.scalars(select(Event.detail).where(mine).order_by(Event.id.desc()))
+    return {detail["notice"]: datetime.fromisoformat(detail["sent_at"]) for detail in details}
+
+
+class Known(NamedTuple):
+    """What planning has to know of one request besides its own row."""
+
+    approvals: int
+    """How many people agreed."""
+    refused: frozenset[str]
+    """Models that it is refused for."""
+    older: UUID | None
+    """An older open request for the same person that asks for no less."""
+
+
+def known(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Known]:
+    """What was decided about many requests, and which of them repeat an older one: one statement."""
+    rows = tx.execute(text(_KNOWN), {"ids": list(request_ids)})
+    return {row.id: Known(row.approvals, frozenset(row.refused), row.older) for row in rows}
+
+
+def link(tx: Session, older: dict[UUID, UUID]) -> None:
+    """Note which requests repeat which older ones."""
+    statement = (
+        "UPDATE erasure_requests r SET duplicate_of = n.older"
+        " FROM unnest(CAST(:ids AS uuid[]), CAST(:older AS uuid[])) AS n (id, older) WHERE r.id = n.id"
+    )
+    if older:
+        tx.execute(text(statement), {"ids": list(older), "older": list(older.values())})
+
+
+# An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold may never go on,
+# what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open ones as well, or to order
+# by the bare sequence, would lead PostgreSQL to another index and through everybody's requests for each.
+_KNOWN = """
+SELECT y.id,
+  (SELECT count(DISTINCT d.client_id) FROM decisions d WHERE d.request_id = y.id AND d.kind = 'approved') AS approvals,
+  ARRAY(SELECT DISTINCT unnest(d.models) FROM decisions d WHERE d.request_id = y.id AND d.kind = 'refused') AS refused,
+  (SELECT o.id FROM erasure_requests o
+   WHERE o.subject_key = y.subject_key AND o.sequence < y.sequence
+     AND o.status NOT IN ('awaiting_identity', 'on_hold')
+     AND (o.models IS NULL OR y.models <@ o.models)
+     AND NOT EXISTS (SELECT FROM decisions d WHERE d.request_id = o.id AND d.kind = 'refused')
+   ORDER BY o.sequence + 0 LIMIT 1) AS older
+FROM erasure_requests y WHERE y.id = ANY (CAST(:ids AS uuid[]))
+"""

@@ -1,0 +1,195 @@
+"""Requests in portals' dialects, the callbacks that came with them, and what is promised to those."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.domain.decisions import Kind
+from app.domain.lifecycle import REQUEST_ENDED, RequestStatus
+from app.domain.portals.base import Hears, ModelStory, Retained, Story
+from app.errors import NotFound
+from app.storage import requests
+from app.storage.tables import Decision, ErasureRequest, Model, PortalCallback, PortalRequest, Posting, WebhookDelivery
+from app.storage.tables import ModelVersion as Version
+
+MOST_OF_A_GROUP: Final = 1000
+_REPEATS_KNOWN: Final = timedelta(hours=24)
+"""How long after its end a request's demand can be told from another one, as with an Idempotency-Key."""
+
+
+def hold(tx: Session, client_id: UUID, portal: str, external_id: str) -> None:
+    """Let one call at a time deal with a portal's number, until the transaction ends."""
+    named = sha256(f"{client_id}\0{portal}\0{external_id}".encode()).digest()
+    tx.execute(select(func.pg_advisory_xact_lock(int.from_bytes(named[:8], signed=True))))
+
+
+def add(tx: Session, row: PortalRequest) -> bool:
+    """Store what a request is called outside; false if that name, or that request, has a row already."""
+    columns = ("request_id", "client_id", "portal", "version", "external_id", "group_id", "body_digest")
+    values = {name: getattr(row, name) for name in columns}
+    added = insert(PortalRequest).values(values).on_conflict_do_nothing().returning(PortalRequest.request_id)
+    return tx.scalar(added) is not None
+
+
+def find(tx: Session, client_id: UUID, portal: str, external_id: str) -> PortalRequest | None:
+    """A client's request by the portal's own number."""
+    named = (PortalRequest.portal == portal) & (PortalRequest.external_id == external_id)
+    theirs = select(PortalRequest).where(PortalRequest.client_id == client_id, named)
+    return tx.scalar(theirs.execution_options(populate_existing=True))
+
+
+def need(tx: Session, client_id: UUID, portal: str, external_id: str) -> PortalRequest:
+    """As :func:`find`; another client's is as good as none.
+
+    Raises:
+        NotFound: The client has no such request.
+    """
+    found = find(tx, client_id, portal, external_id)
+    if found is None:
+        raise NotFound("there is no request with this id")
+    return found
+
+
+def of_request(tx: Session, request_id: UUID) -> PortalRequest | None:
+    """What a request is called outside."""
+    return tx.get(PortalRequest, request_id, populate_existing=True)
+
+
+def group(
+    tx: Session, client_id: UUID, portal: str, group_id: str, *, states: Iterable[RequestStatus]
+) -> Sequence[PortalRequest]:
+    """A client's requests of one group, in order of arrival."""
+    rows = (
+        select(PortalRequest)
+        .join(ErasureRequest, ErasureRequest.id == PortalRequest.request_id)
+        .where(PortalRequest.client_id == client_id, PortalRequest.portal == portal)
+        .where(PortalRequest.group_id == group_id, ErasureRequest.status.in_(list(states)))
+        .order_by(ErasureRequest.sequence)
+        .limit(MOST_OF_A_GROUP)
+    )
+    return tx.scalars(rows).all()
+
+
+def story(tx: Session, row: PortalRequest) -> Story:
+    """Where a request stands just now."""
+    now = (ErasureRequest.status, ErasureRequest.reason, ErasureRequest.received_at, ErasureRequest.deadline)
+    request = tx.execute(select(*now).where(ErasureRequest.id == row.request_id)).one()
+    refused = _refused(tx, row.request_id)
+    return Story(
+        request_id=str(row.request_id),
+        controller_id=str(row.client_id),
+        external_id=row.external_id,
+        group_id=row.group_id,
+        state=RequestStatus(request.status),
+        reason=request.reason,
+        received_at=request.received_at,
+        deadline=request.deadline,
+        sequence=row.told,
+        models=tuple(
+            ModelStory(model=target.name, state=target.status, result=target.result)
+            for target in requests.targets(tx, [row.request_id])
+        ),
+        ground=next((kept.ground for kept in refused if kept.models is None and kept.data_class is None), None),
+        retained=tuple(kept for kept in refused if kept.models is not None or kept.data_class is not None),
+    )
+
+
+def _refused(tx: Session, request_id: UUID) -> list[Retained]:
+    ours = (Decision.request_id == request_id) & (Decision.kind == Kind.REFUSED)
+    rows = tx.scalars(select(Decision).where(ours).order_by(Decision.id)).all()
+    return [Retained(ground=row.ground, models=row.models, data_class=row.data_class) for row in rows]
+
+
+def add_callback(tx: Session, callback_id: UUID, request_id: UUID, *, hears: Hears, sealed: bytes) -> None:
+    """Store a callback."""
+    tx.execute(insert(PortalCallback).values(id=callback_id, request_id=request_id, hears=hears, sealed=sealed))
+
+
+def promise(tx: Session, request_ids: Sequence[UUID], *, status: RequestStatus, at: datetime) -> None:
+    """Promise the portals of these requests word of a change, in the transaction that makes it true.
+
+    What is kept is the story as it is now; URL, headers and the portal's words are put to it when it is sent.
+    """
+    changed = update(PortalRequest).where(PortalRequest.request_id == func.any(list(request_ids)))
+    counted = changed.values(told=PortalRequest.told + 1).returning(PortalRequest.request_id)
+    for request_id in tx.scalars(counted).all():
+        _promise(tx, request_id, status=status, at=at)
+
+
+def _promise(tx: Session, request_id: UUID, *, status: RequestStatus, at: datetime) -> None:
+    hears = {Hears.EVERY_CHANGE, Hears.UNTIL_THE_END} | ({Hears.THE_END} if status in REQUEST_ENDED else set())
+    listens = and_(
+        PortalCallback.request_id == request_id,
+        PortalCallback.hears.in_(hears),
+        PortalCallback.sealed.is_not(None),
+        PortalCallback.done_at.is_(None),
+    )
+    listeners = tx.scalars(select(PortalCallback.id).where(listens)).all()
+    row = of_request(tx, request_id)
+    if not listeners or row is None:
+        return
+    told = {"request_id": request_id, "receiver": row.client_id, "body": _kept(story(tx, row)), "created_at": at}
+    tx.execute(insert(WebhookDelivery), [{"callback_id": callback_id, **told} for callback_id in listeners])
+    if status in REQUEST_ENDED:
+        ends = PortalCallback.id.in_(listeners) & (PortalCallback.hears != Hears.EVERY_CHANGE)
+        tx.execute(update(PortalCallback).where(ends).values(done_at=at))
+
+
+def _kept(told: Story) -> bytes:
+    moments = {"received_at": told.received_at.isoformat(), "deadline": told.deadline.isoformat()}
+    lists = {"models": [vars(model) for model in told.models], "retained": [vars(kept) for kept in told.retained]}
+    return json.dumps({**vars(told), **moments, **lists}).encode()
+
+
+def kept_story(body: bytes) -> Story:
+    """The story that a delivery keeps."""
+    kept: dict[str, Any] = json.loads(body)  # Any: JSON of _kept
+    return Story(
+        **kept
+        | {
+            "state": RequestStatus(kept["state"]),
+            "received_at": datetime.fromisoformat(kept["received_at"]),
+            "deadline": datetime.fromisoformat(kept["deadline"]),
+            "models": tuple(ModelStory(**model) for model in kept["models"]),
+            "retained": tuple(Retained(**one) for one in kept["retained"]),
+        }
+    )
+
+
+def callback(tx: Session, callback_id: UUID) -> PortalCallback:
+    """One callback."""
+    return tx.get_one(PortalCallback, callback_id)
+
+
+def forget_told(tx: Session) -> None:
+    """Forget where the portals of ended requests wanted to hear, once they heard or can't be reached.
+
+    A request that a rollback opens again later is told of no more; its portal can still ask.
+    """
+    undelivered = exists().where(
+        WebhookDelivery.callback_id == PortalCallback.id, WebhookDelivery.next_attempt_at.is_not(None)
+    )
+    ended = exists().where(ErasureRequest.id == PortalCallback.request_id, ErasureRequest.closed_at.is_not(None))
+    told = or_(PortalCallback.done_at.is_not(None), ended)
+    tx.execute(update(PortalCallback).where(PortalCallback.sealed.is_not(None), told, ~undelivered).values(sealed=None))
+    long_ended = exists().where(
+        ErasureRequest.id == PortalRequest.request_id, ErasureRequest.closed_at < func.now() - _REPEATS_KNOWN
+    )
+    known = PortalRequest.body_digest.is_not(None)
+    tx.execute(update(PortalRequest).where(known, long_ended).values(body_digest=None))
+
+
+def knows(tx: Session, subject_key: UUID) -> bool:
+    """Whether the training data of a live version hold the person; also true while there is no model to ask."""
+    live = select(Version.manifest_id).join(Model, Model.current_version_id == Version.id)
+    found = exists().where(Posting.subject_key == subject_key, Posting.manifest_id.in_(live))
+    return bool(tx.scalar(select(or_(found, ~exists(live.subquery().select())))))

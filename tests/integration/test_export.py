@@ -1,0 +1,114 @@
+"""Exports: all that a caller sees, as it stood at one moment, safe to open in a sheet."""
+
+import csv
+import io
+import json
+import threading
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from app.api import exports
+from app.storage.sessions import transaction
+from tests.house import Installation
+
+pytestmark = pytest.mark.slow
+PATH = "/v1/erasure-requests"
+EXPORT = f"{PATH}:export"
+
+
+def demands(house: Installation, count: int, **more: str) -> list[str]:
+    with house.client() as client:
+        items = [{"user_id": f"exported-{uuid4()}", **more} for _ in range(count)]
+        told = client.post(f"{PATH}:batch", json={"items": items}).json()
+    return [item["id"] for item in told["items"]]
+
+
+def test_both_formats_say_what_the_list_says(front_door: Installation) -> None:
+    made = set(demands(front_door, 3, reference="same"))
+    with front_door.client() as client:
+        listed = client.get(PATH, params={"reference": "same"}).json()["items"]
+        rows = client.get(EXPORT, params={"format": "ndjson", "reference": "same"})
+        sheet = client.get(EXPORT, params={"format": "csv", "reference": "same"})
+    assert [json.loads(line) for line in rows.text.splitlines()] == listed
+    assert rows.headers["Content-Type"].startswith("application/x-ndjson")
+    table = list(csv.DictReader(io.StringIO(sheet.text, newline="")))
+    assert [row["id"] for row in table] == [one["id"] for one in listed]
+    assert {row["id"] for row in table} == made
+    assert [row["deadline"] for row in table] == [one["deadline"] for one in listed]
+    assert "exported-" not in rows.text + sheet.text
+
+
+def test_an_export_longer_than_a_page_has_everything_once(front_door: Installation) -> None:
+    made = demands(front_door, 1201, reference="many")
+    with front_door.client() as client:
+        answer = client.get(EXPORT, params={"format": "ndjson", "reference": "many"})
+    assert sorted(json.loads(line)["id"] for line in answer.text.splitlines()) == sorted(made)
+
+
+def test_it_is_one_moment_however_long_it_takes(front_door: Installation) -> None:
+    made = demands(front_door, 1600, reference="moment")
+    wanted = exports.Wanted(seen_by=None, status=None, reference="moment")
+    with transaction(front_door.engine) as tx:
+        [now] = tx.execute(text("SELECT now()")).one()
+    assert exports._AT_ONCE.acquire(timeout=1)
+    pages = exports._pages(front_door.engine, now, wanted)
+    seen = [one.id for one in next(pages)]
+    with front_door.client() as client:
+        assert client.post(f"{PATH}/{made[0]}:cancel").status_code == 200
+    demands(front_door, 5, reference="moment")
+    rest = [one for page in pages for one in page]
+    assert sorted(map(str, [*seen, *(one.id for one in rest)])) == sorted(made)
+    assert {one.status for one in rest} == {"received"}
+
+
+def test_what_would_run_in_a_sheet_is_only_shown(front_door: Installation) -> None:
+    for formula in ("=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("x","y")'):
+        demands(front_door, 1, reference=formula)
+        with front_door.client() as client:
+            answer = client.get(EXPORT, params={"format": "csv", "reference": formula})
+        [row] = csv.DictReader(io.StringIO(answer.text, newline=""))
+        assert row["reference"] == f"'{formula}"
+
+
+def test_a_client_exports_its_own_and_an_officer_all(front_door: Installation) -> None:
+    made = demands(front_door, 2, reference="whose")
+    url, asked = f"http://127.0.0.1:{front_door.port}{EXPORT}", {"format": "ndjson", "reference": "whose"}
+
+    def seen_by(scope: str) -> list[str]:
+        key = front_door.cli("keys", "create", uuid4().hex, "--scope", scope).stdout.strip()
+        answer = httpx.get(url, params=asked, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        return [json.loads(line)["id"] for line in answer.text.splitlines()]
+
+    assert seen_by("requests:read") == []
+    assert sorted(seen_by("requests:read_all")) == sorted(made)
+    assert httpx.get(url, params=asked).status_code == 401
+
+
+def test_only_so_many_at_once_and_one_that_was_left_gives_its_place_back(front_door: Installation) -> None:
+    demands(front_door, 2000, reference="left")
+    with front_door.client() as client:
+        for _ in range(12):
+            with client.stream("GET", EXPORT, params={"format": "ndjson", "reference": "left"}) as answer:
+                assert answer.status_code == 200
+                next(answer.iter_bytes())  # and go
+        whole = client.get(EXPORT, params={"format": "ndjson", "reference": "left"})
+    assert len(whole.text.splitlines()) == 2000
+
+
+def test_beyond_four_the_next_is_told_to_wait(front_door: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "_AT_ONCE", threading.BoundedSemaphore(1))
+    exports._AT_ONCE.acquire()
+    with pytest.raises(exports.Unavailable):
+        exports.export(None, None, None, exports.Format.CSV)  # type: ignore[arg-type] # refused before it looks
+
+
+def test_bad_filters_are_refused(front_door: Installation) -> None:
+    with front_door.client() as client:
+        answers = [
+            client.get(EXPORT, params=p).status_code for p in ({}, {"format": "xls"}, {"format": "csv", "status": "x"})
+        ]
+    assert answers == [422, 422, 422]
