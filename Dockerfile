@@ -9,7 +9,7 @@ FROM python:3.11-slim-bookworm AS base
 # A real passwd entry: code that looks up its own account must find one. The numbers are fixed for volumes and policies.
 RUN groupadd --gid 10001 expunge \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/expunge --create-home --shell /usr/sbin/nologin expunge \
- && install --directory --owner expunge --group expunge /var/lib/expunge/store /var/lib/expunge/log /etc/expunge/recipes
+ && install --directory --owner expunge --group expunge /var/lib/expunge/store /var/lib/expunge/log /etc/expunge/recipes /etc/expunge/secrets
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \

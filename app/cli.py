@@ -28,21 +28,22 @@ from app import (
     doctor,
     intake,
     keymaking,
+    manifest_filter,
     notices,
     queue,
-    sieve,
     supervisor,
 )
 from app.api.auth import Scope
 from app.audit import evidence, restore
 from app.audit.mirror import Mirror
 from app.audit.sequencer import Sequencer, as_signed
-from app.domain import periods
+from app.domain import deadlines, periods
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Notice
 from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
 from app.storage import audit, keys, migrate, requests, roles, versions
+from app.storage import decisions as stored
 from app.storage.sessions import connect, transaction
 from app.storage.tables import ApiKey, ErasureRequest
 
@@ -91,6 +92,18 @@ def _tx() -> Iterator[tuple[Session, Settings]]:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _day(moment: datetime, settings: Settings) -> str:
+    """The controller's day: a deadline is the last moment of it, which elsewhere is another day."""
+    return deadlines.day(moment, settings.zone).isoformat()
+
+
+def _moment_on(day: datetime, settings: Settings, *, field: str) -> datetime:
+    """The last moment of the controller's day, or now if that is today: by then it had happened."""
+    if day.date() > deadlines.day(_now(), settings.zone):
+        raise Invalid(field, "this day is still to come")
+    return min(deadlines.end_of(day.date(), settings.zone), _now())
 
 
 @cli.command()
@@ -235,29 +248,41 @@ def rollback(name: str, to: Annotated[int, typer.Option(help="Number of the vers
 
 
 @erasures.command(name="list")
-def list_requests(status: RequestStatus | None = None, limit: int = 50) -> None:
+def list_requests(
+    status: Annotated[RequestStatus | None, typer.Option(help="Only those; `pending` waits for people.")] = None,
+    limit: Annotated[int, typer.Option(help="So many at most, the oldest.", min=1)] = 50,
+) -> None:
     """List requests in order of arrival."""
-    with _tx() as (tx, _):
-        table = Table(Column("id", no_wrap=True, min_width=36), "status", "reference", "received", "due")
+    with _tx() as (tx, settings):
+        received, due = (Column(name, no_wrap=True, min_width=10) for name in ("received", "due"))
+        table = Table(Column("id", no_wrap=True, min_width=36), "status", "reference", received, due)
         for r in requests.page(tx, after=0, limit=limit, status=status):
-            table.add_row(str(r.id), r.status, r.reference or "", f"{r.received_at:%F}", f"{r.deadline:%F}")
+            days = _day(r.received_at, settings), _day(r.deadline, settings)
+            table.add_row(str(r.id), r.status, r.reference or "", *days)
     console.print(table)
 
 
 @erasures.command(name="show")
 def show_request(request_id: UUID) -> None:
-    """Show what happened to a request."""
-    with _tx() as (tx, _):
-        request = requests.get(tx, request_id)
-        table = Table(
-            "when",
-            "what",
-            "detail",
-            title=f"{request.id}: {request.status}, due {request.deadline:%F}  {request.reason or ''}",
-        )
+    """Show where a request stands and what happened to it."""
+    with _tx() as (tx, settings):
+        for line in _stands(tx, requests.get(tx, request_id), settings):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        table = Table("when (UTC)", "what", "detail")
         for event in requests.events(tx, request_id):
             table.add_row(f"{event.at:%F %T.%f}"[:-3], event.type, json.dumps(event.detail) if event.detail else "")
     console.print(table)
+
+
+def _stands(tx: Session, request: ErasureRequest, settings: Settings) -> Iterator[str]:
+    late = ", overdue" if (request.closed_at or _now()) > request.deadline else ""
+    yield f"{request.id} {request.status}, due {_day(request.deadline, settings)}{late}"
+    if request.reason:
+        yield f"reason: {request.reason}"
+    yield f"identity: {request.identity_level} (needed: {settings.identity_needed})"
+    yield f"models: {', '.join(request.models) if request.models else 'all'}"
+    agreed = stored.known(tx, [request.id])[request.id].agreed(request.approvals_needed)
+    yield f"approvals: {agreed} of {request.approvals_needed} needed"
 
 
 @erasures.command()
@@ -274,16 +299,14 @@ def create(model: Annotated[list[str] | None, typer.Option(help="Only these mode
             now=_now(),
             settings=settings,
         )
-    console.print(
-        f"{accepted.request.id} {accepted.request.status}, due {accepted.request.deadline:%F}", highlight=False
-    )
+    _tell(accepted.request, settings)
 
 
 @erasures.command()
 def cancel(request_id: UUID) -> None:
     """Take a request back before the work begins."""
     with _tx() as (tx, settings):
-        intake.cancel(tx, request_id, now=_now(), settings=settings)
+        decisions.cancel(tx, request_id, by=keymaking.operator(tx), now=_now(), settings=settings)
     console.print("cancelled")
 
 
@@ -292,7 +315,7 @@ def retry(request_id: UUID) -> None:
     """Give a request that needs attention to a new job."""
     with _tx() as (tx, settings):
         by = keymaking.operator(tx)
-        _tell(decisions.retry(tx, request_id, by=by, now=_now(), settings=settings))
+        _tell(decisions.retry(tx, request_id, by=by, now=_now(), settings=settings), settings)
 
 
 Remark = Annotated[str | None, typer.Option("--explanation", help="In your words; name nobody.")]
@@ -304,7 +327,7 @@ def confirm_identity(request_id: UUID, level: Annotated[IdentityLevel, typer.Opt
     with _tx() as (tx, settings):
         by = keymaking.operator(tx)
         found = decisions.confirm_identity(tx, request_id, level, by=by, seen_by=None, now=_now(), settings=settings)
-        _tell(found)
+        _tell(found, settings)
 
 
 @erasures.command()
@@ -331,9 +354,16 @@ def hold(
     with _tx() as (tx, settings):
         day = until.replace(tzinfo=settings.zone)
         found = decisions.hold(
-            tx, request_id, ground=ground, until=day, by=keymaking.operator(tx), now=_now(), explanation=explanation
+            tx,
+            request_id,
+            ground=ground,
+            until=day,
+            by=keymaking.operator(tx),
+            now=_now(),
+            settings=settings,
+            explanation=explanation,
         )
-        _tell(found)
+        _tell(found, settings)
 
 
 @erasures.command()
@@ -341,7 +371,8 @@ def release(request_id: UUID, explanation: Remark = None) -> None:
     """End a hold; the request is planned anew."""
     with _tx() as (tx, settings):
         by = keymaking.operator(tx)
-        _tell(decisions.release(tx, request_id, by=by, now=_now(), settings=settings, explanation=explanation))
+        found = decisions.release(tx, request_id, by=by, now=_now(), settings=settings, explanation=explanation)
+        _tell(found, settings)
 
 
 @erasures.command()
@@ -356,7 +387,7 @@ def refuse(
     refusal = decisions.Refusal(ground=ground, explanation=explanation, models=model, data_class=data_class)
     with _tx() as (tx, settings):
         by = keymaking.operator(tx)
-        _tell(decisions.refuse(tx, request_id, refusal, by=by, now=_now(), settings=settings))
+        _tell(decisions.refuse(tx, request_id, refusal, by=by, now=_now(), settings=settings), settings)
     console.print("the person has to be told: `expunge requests notices` says what", highlight=False)
 
 
@@ -366,13 +397,21 @@ def extend(
     months: Annotated[int, typer.Option(help="One or two further months.", min=1, max=2)],
     reason: Annotated[ExtensionReason, typer.Option(help="The law knows two.")],
     explanation: Remark = None,
+    notified: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Day the person was told.")] = None,
 ) -> None:
     """Move a deadline, once, within the first month (Art. 12(3) GDPR)."""
-    extension = decisions.Extension(further_months=months, reason=reason, explanation=explanation)
     with _tx() as (tx, settings):
         by = keymaking.operator(tx)
+        extension = decisions.Extension(
+            further_months=months,
+            reason=reason,
+            explanation=explanation,
+            notified_at=_moment_on(notified, settings, field="--notified") if notified else None,
+        )
         found = decisions.extend(tx, request_id, extension, by=by, now=_now(), settings=settings)
-    console.print(f"due {found.deadline.astimezone(settings.zone):%F}; not lawful until the person is told")
+        _tell(found, settings)
+    if notified is None:
+        console.print("not lawful until the person is told: `expunge requests notices`", highlight=False)
 
 
 @erasures.command(name="notices")
@@ -380,25 +419,31 @@ def show_notices(
     request_id: UUID,
     kind: Annotated[Notice | None, typer.Option(help="Print this one as text.")] = None,
     sent: Annotated[Notice | None, typer.Option(help="Write down that this one was sent.")] = None,
+    on: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="With --sent: the day; else now.")] = None,
     language: Annotated[str | None, typer.Option(help="en or de.")] = None,
 ) -> None:
     """List what the person has to be told and whether they were, or print one of the notices."""
+    if sent and kind:
+        raise Invalid("--sent", "either print a notice (--kind) or write down that one was sent (--sent)")
+    if on and not sent:
+        raise Invalid("--on", "this is the day on which the notice named by --sent was sent")
     with _tx() as (tx, settings):
         request = requests.locked(tx, request_id)
         if sent:
-            notices.note_sent(tx, request, sent, at=_now(), now=_now(), settings=settings)
+            by, at = keymaking.operator(tx), _moment_on(on, settings, field="--on") if on else _now()
+            notices.note_sent(tx, request, sent, by=by, at=at, now=_now(), settings=settings)
         if kind:
             print(notices.text_of(tx, request, kind, language or settings.language, settings), end="")
             return
         table = Table("notice", "due", "sent", "")
         for one in notices.owed(tx, request, settings):
-            due, told = (f"{moment:%F}" if moment else "" for moment in (one.due, one.sent_at))
+            due, told = (_day(moment, settings) if moment else "" for moment in (one.due, one.sent_at))
             table.add_row(one.kind, due, told, one.problem or "")
     console.print(table)
 
 
-def _tell(request: ErasureRequest) -> None:
-    console.print(f"{request.id} {request.status}, due {request.deadline:%F}", highlight=False)
+def _tell(request: ErasureRequest, settings: Settings) -> None:
+    console.print(f"{request.id} {request.status}, due {_day(request.deadline, settings)}", highlight=False)
 
 
 @erasures.command()
@@ -520,8 +565,8 @@ def leave_out(
     column: Annotated[str, typer.Option(help="The column that names people.")] = "user_id",
 ) -> None:
     """Write a manifest to stdout without the samples of people who must not be trained on; needs no database."""
-    with sieve.Pipeline(url, api_key, model=model) as pipeline:
-        done = sieve.sift(manifest, sys.stdout, pipeline, column=column)
+    with manifest_filter.Pipeline(url, api_key, model=model) as pipeline:
+        done = manifest_filter.sift(manifest, sys.stdout, pipeline, column=column)
     _errors.print(f"{done.kept} rows kept, {done.left_out} left out", highlight=False)
 
 
@@ -589,7 +634,9 @@ def list_keys() -> None:
 def describe_client(
     name: Annotated[str, typer.Argument(help="Name or id; a client of a new name is made.")],
     oidc_subject: Annotated[str | None, typer.Option(help="The subject of its tokens; '' for none.")] = None,
-    scope: Annotated[list[Scope] | None, typer.Option(help="What its tokens may have at most.")] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What its tokens may have at most; replaces what they could.")
+    ] = None,
     daily_erasures: Annotated[int | None, typer.Option(min=0, help="Requests it may make in a day.")] = None,
 ) -> None:
     """Register a client, or change what its tokens may do and how much it may ask for."""

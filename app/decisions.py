@@ -22,7 +22,6 @@ from app.settings import Settings
 from app.storage import audit, decisions, moves, requests, versions
 from app.storage.tables import Decision, ErasureRequest
 
-_FOUR_EYES = 2
 _REPEATED = "this deletion was made once and is being repeated after a rollback"
 _BEGUN = "the work on it has begun, and what was begun can't be undone"
 
@@ -102,18 +101,18 @@ def approve(
 
     Raises:
         NotFound: No such request.
-        Conflict: It is not pending, the caller has agreed before, or made the request where two must agree.
+        Conflict: It is not pending, the caller has agreed before, or made a request that others must agree to.
     """
     request = requests.locked(tx, request_id)
     if request.status != RequestStatus.PENDING:
         raise Conflict(f"the request is {request.status}; only one that is pending can be approved")
-    agreed = decisions.approvers(tx, request_id)
-    if by in agreed:
+    known = decisions.known(tx, [request_id])[request_id]
+    if by in decisions.approvers(tx, request_id):
         raise Conflict("you have approved this request; somebody else must, too")
-    if request.approvals_needed >= _FOUR_EYES and by == request.client_id:
+    if by == request.client_id and known.needs_others(request.approvals_needed):
         raise Conflict("whoever made the request can't be one of the people who approve it")
     _decide(tx, request, Kind.APPROVED, by=by, at=now, explanation=explanation)
-    if len(agreed) + 1 < request.approvals_needed:
+    if known.agreed(request.approvals_needed) + 1 < request.approvals_needed:
         return requests.locked(tx, request_id)
     return _moved(tx, request, RequestStatus.APPROVED, at=now)
 
@@ -126,6 +125,7 @@ def hold(
     until: datetime,
     by: UUID,
     now: datetime,
+    settings: Settings,
     explanation: str | None = None,
 ) -> ErasureRequest:
     """Let a request wait until people have looked at it again; it leaves the jobs that would have worked on it.
@@ -141,7 +141,8 @@ def hold(
     if request.status == RequestStatus.ON_HOLD:
         raise Conflict("the request is on hold already; release it first")
     _decide(tx, request, Kind.HELD, by=by, at=now, ground=ground, explanation=explanation, until=until)
-    return _moved(tx, request, RequestStatus.ON_HOLD, at=now, reason=f"{ground}, to be reviewed on {until:%Y-%m-%d}")
+    reason = f"{ground}, to be reviewed on {deadlines.day(until, settings.zone)}"
+    return _moved(tx, request, RequestStatus.ON_HOLD, at=now, reason=reason)
 
 
 def release(
@@ -214,16 +215,8 @@ def _left(tx: Session, request: ErasureRequest, refusal: Refusal) -> set[str]:
 def _reject(
     tx: Session, request: ErasureRequest, refusal: Refusal, *, at: datetime, settings: Settings
 ) -> ErasureRequest:
-    moves.move_request(
-        tx,
-        request.id,
-        now=RequestStatus(request.status),
-        then=RequestStatus.REJECTED,
-        at=at,
-        reason=f"refused: {refusal.ground}",
-        ending=moves.Ending(backups=settings.key_backups),
-    )
-    return requests.locked(tx, request.id)
+    end = moves.Ending(backups=settings.key_backups)
+    return _moved(tx, request, RequestStatus.REJECTED, at=at, reason=f"refused: {refusal.ground}", ending=end)
 
 
 def extend(
@@ -255,6 +248,26 @@ def extend(
     _decide(tx, request, Kind.EXTENDED, by=by, at=now, until=until, **decision)
     moves.extend(tx, request_id, due=until, at=now)
     return requests.locked(tx, request_id)
+
+
+def cancel(
+    tx: Session, request_id: UUID, *, by: UUID, now: datetime, settings: Settings, seen_by: UUID | None = None
+) -> ErasureRequest:
+    """Take a request back before anything is destroyed; cancelling twice is cancelling once.
+
+    Raises:
+        NotFound: The caller knows no such request.
+        Conflict: The work has begun or is done.
+    """
+    request = requests.locked(tx, request_id, seen_by=seen_by)
+    if request.status == RequestStatus.CANCELLED:
+        return request
+    if request.status not in CANCELLABLE:
+        raise Conflict(f"the request is {request.status}; only one that still waits can be cancelled")
+    need_untouched(tx, request, "cancelled")
+    _decide(tx, request, Kind.CANCELLED, by=by, at=now)
+    end = moves.Ending(backups=settings.key_backups)
+    return _moved(tx, request, RequestStatus.CANCELLED, at=now, reason="cancelled by caller", ending=end)
 
 
 def retry(tx: Session, request_id: UUID, *, by: UUID, now: datetime, settings: Settings) -> ErasureRequest:
@@ -324,7 +337,14 @@ def _decide(
 
 
 def _moved(
-    tx: Session, request: ErasureRequest, then: RequestStatus, *, at: datetime, reason: str | None = None
+    tx: Session,
+    request: ErasureRequest,
+    then: RequestStatus,
+    *,
+    at: datetime,
+    reason: str | None = None,
+    ending: moves.Ending | None = None,
 ) -> ErasureRequest:
-    moves.move_request(tx, request.id, now=RequestStatus(request.status), then=then, at=at, reason=reason)
+    now = RequestStatus(request.status)
+    moves.move_request(tx, request.id, now=now, then=then, at=at, reason=reason, ending=ending)
     return requests.locked(tx, request.id)

@@ -12,7 +12,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import processor, queue
+from app import opendsr, queue, transcend_token
 from app.audit.sequencer import Sequencer, as_signed
 from app.errors import ExpungeError
 from app.settings import Settings
@@ -34,7 +34,8 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at keys, database, schema, broker, workers and model store, in the order in which they depend."""
-    return [*_keys(settings), *_database(settings), _broker(settings), _store(settings), _opendsr(settings)]
+    outside = [_opendsr(settings), _transcend(settings), _tokens(settings)]
+    return [*_keys(settings), *_database(settings), _broker(settings), _store(settings), *outside]
 
 
 def _keys(settings: Settings) -> list[Finding]:
@@ -126,9 +127,29 @@ def _broker(settings: Settings) -> Finding:
 
 
 def _opendsr(settings: Settings) -> Finding:
-    complaint = processor.complaint(settings, now=datetime.now(UTC))
+    complaint = opendsr.complaint(settings, now=datetime.now(UTC))
     fine = "clients can check what we sign" if settings.opendsr_domain else "not used"
     return Finding("OpenDSR", complaint is None, complaint or fine)
+
+
+def _transcend(settings: Settings) -> Finding:
+    complaint = transcend_token.complaint(settings)
+    fine = "its calls can be checked" if settings.transcend_client else "not used"
+    return Finding("Transcend", complaint is None, complaint or fine)
+
+
+def _tokens(settings: Settings) -> Finding:
+    """Whether tokens of the identity provider can be read; it is not asked from here."""
+    if not (settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks):
+        return Finding("tokens", True, "not used: only API keys are accepted")
+    if not (settings.oidc_issuer and settings.oidc_audience):
+        return Finding("tokens", False, "set both EXPUNGE_OIDC_ISSUER and EXPUNGE_OIDC_AUDIENCE, or neither")
+    try:
+        if settings.oidc_jwks:
+            settings.oidc_jwks.read_bytes()
+    except OSError as error:
+        return Finding("tokens", False, f"{type(error).__name__} at EXPUNGE_OIDC_JWKS; the API does not start so")
+    return Finding("tokens", True, f"those of {settings.oidc_issuer} are accepted")
 
 
 def _store(settings: Settings) -> Finding:

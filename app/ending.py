@@ -12,6 +12,7 @@ from expunge_verify.leaf import ALREADY_FORGOTTEN, NO_DATA
 from sqlalchemy.orm import Session
 
 from app import certificates
+from app.domain import deadlines
 from app.domain.decisions import Kind
 from app.domain.lifecycle import RequestStatus
 from app.errors import StepFailed
@@ -110,7 +111,7 @@ def _statement(
     settings: Settings,
 ) -> Json:
     def day(moment: datetime) -> str:
-        return moment.astimezone(settings.zone).date().isoformat()
+        return deadlines.day(moment, settings.zone).isoformat()
 
     return certificates.statement(
         subjects=[(asset["model"], asset["to"]) for asset in assets],
@@ -124,7 +125,7 @@ def _statement(
             "outcome": then.value,
             "ground": "GDPR Art. 17(1), as the portal asserts by its request",
             "scope": request.models or "every registered model",
-            "retained": [_retained(refusal, request) for refusal in refusals],
+            "retained": [{**_retained(refusal, request), "decided": day(refusal.decided_at)} for refusal in refusals],
             "identity": request.identity_level,
             "received": day(request.received_at),
             "clock_from": day(request.clock_from or request.received_at),
@@ -152,7 +153,6 @@ def _retained(refusal: Decision, request: ErasureRequest) -> Json:
         "models": refusal.models or request.models or "every registered model",
         "data_class": refusal.data_class,
         "ground": refusal.ground,
-        "decided": refusal.decided_at.date().isoformat(),
         "erased_otherwise": refusal.models is None,
     }
 

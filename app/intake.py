@@ -1,4 +1,4 @@
-"""What a portal can make happen: accept, one demand or many, and cancel; one function is one transaction.
+"""What a portal can make happen: a demand is accepted, or many; one function is one transaction.
 
 There is one way in. A single demand, a flush of the group commit, a bulk call, the command line and other portals'
 dialects all come through :func:`accept_many`.
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from app import decisions, keyring
 from app.domain import deadlines, identifiers
 from app.domain.decisions import IdentityLevel
-from app.domain.lifecycle import CANCELLABLE, RequestStatus
+from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, TooMany
 from app.settings import Settings
 from app.storage import arrivals, moves, requests, versions
@@ -131,35 +131,6 @@ def accept_many(
     return [case.settled() for case in cases]
 
 
-def cancel(
-    tx: Session, request_id: UUID, *, now: datetime, settings: Settings, seen_by: UUID | None = None
-) -> ErasureRequest:
-    """Take a request back before anything is destroyed; cancelling twice is cancelling once.
-
-    Raises:
-        NotFound: No such request.
-        Conflict: The work has begun or is done.
-    """
-    request = requests.locked(tx, request_id, seen_by=seen_by)
-    if request.status == RequestStatus.CANCELLED:
-        return request
-    if request.subject_key is None:
-        raise Conflict("this deletion was completed once and is being repeated after a rollback; it can't be cancelled")
-    if request.status not in CANCELLABLE:
-        raise Conflict(f"the request is {request.status}; only one that still waits can be cancelled")
-    decisions.need_untouched(tx, request, "cancelled")
-    moves.move_request(
-        tx,
-        request_id,
-        now=RequestStatus(request.status),
-        then=RequestStatus.CANCELLED,
-        at=now,
-        reason="cancelled by caller",
-        ending=moves.Ending(backups=settings.key_backups),
-    )
-    return requests.locked(tx, request_id)
-
-
 class _Moment:
     """What all demands of one transaction share."""
 
@@ -169,7 +140,7 @@ class _Moment:
         self.local = now.astimezone(settings.zone)
         self.deadline = deadlines.due(now, settings.zone).astimezone(UTC)
         self.known = {level: level.reaches(settings.identity_needed) for level in IdentityLevel}
-        self.approvals = max(settings.approvals if settings.approval == "all" else 0, batch.approvals)
+        self.approvals = max(settings.approvals_of_all, batch.approvals)
 
     def level(self, demand: Demand) -> IdentityLevel:
         """How sure the portal is, or is taken to be."""

@@ -9,7 +9,7 @@ from functools import partial
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
-from app import logs, metrics, tracing
+from app import logs, tracing
 from app.api import (
     bulk,
     decisions,
@@ -18,21 +18,23 @@ from app.api import (
     health,
     intake,
     log,
+    metrics,
     models,
     opendsr,
     portals,
     problems,
     requests,
-    scrapes,
     suppressions,
     webhooks,
 )
 from app.api.bare import Shortcut
+from app.api.bodies import ReadBody
+from app.api.call_log import CallLog
 from app.api.context import Context
-from app.api.door import Door, Post
+from app.api.door import Door, Doorkeeper
 from app.api.group_commit import GroupCommit
-from app.api.watch import Watch
 from app.errors import Unavailable
+from app.metrics import House
 from app.settings import Settings, load
 from app.storage import keys
 from app.storage.sessions import connect, transaction
@@ -44,7 +46,7 @@ provider. Errors are RFC 9457 problem documents and never repeat what you sent. 
 
 
 _OWN_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-"""FastAPI's own would tell paths, bodies and messages; app/api/watch.py tells routes and numbers."""
+"""FastAPI's own would tell paths, bodies and messages; app/api/call_log.py tells routes and numbers."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -65,10 +67,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         except Unavailable:
             logs.log.warning("started without a database")  # every route answers 503 until it is there
         app.state.context = Context(settings=chosen, engine=engine)
-        app.state.metrics = metrics.House(engine)
+        app.state.metrics = House(engine)
         app.state.intake = GroupCommit(partial(intake.file, app.state.context))
-        app.state.post = Post(chosen)
-        async with app.state.post.manned():
+        app.state.doorkeeper = Doorkeeper(chosen)
+        async with app.state.doorkeeper.on_duty():
             yield
         await app.state.intake.drain()
         engine.dispose()
@@ -81,6 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to a host that the caller names, and its key would be sent again
         telemetry=_OWN_TELEMETRY,
     )
     for router in (
@@ -96,12 +99,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         opendsr.router,
         portals.router,
         health.router,
-        scrapes.router,
+        metrics.router,
     ):
         app.include_router(router)
     app.add_middleware(Shortcut, path=intake.router.prefix, endpoint=intake.create)
     problems.install(app)
+    app.add_middleware(ReadBody)
     app.add_middleware(Door)  # who is refused here is not listened to
     app.add_middleware(dialects.Dialects)  # before the door: it is shown a portal's key, and its errors are translated
-    app.add_middleware(Watch)  # outermost: whatever becomes of a call is counted
+    app.add_middleware(CallLog)  # outermost: whatever becomes of a call is counted
     return app

@@ -110,6 +110,8 @@ def _requests(found: Facts, now: datetime) -> Iterator[Metric]:
 def _counted(found: Mapping[tuple[str, str], totals.Sum]) -> Iterator[Metric]:
     yield _counter("expunge_requests_ended", "Ends of requests by outcome.", "outcome", _of(found, "requests_ended"))
     yield _counter("expunge_webhook_attempts", "Attempts at webhooks by outcome.", "outcome", _of(found, "webhook"))
+    disabled = sum(one.value for one in _of(found, "webhook_endpoint_disabled").values())
+    yield CounterMetricFamily("expunge_webhook_endpoints_disabled", "Endpoints that were switched off.", disabled)
     expired = sum(one.value for one in _of(found, "lease_expired").values())
     yield CounterMetricFamily("expunge_lease_expiries", "Jobs taken over from a holder who fell silent.", expired)
     listed = sum(one.value for one in _of(found, "suppressed").values())

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 from sqlalchemy.orm import Session
@@ -101,9 +102,9 @@ def text_of(tx: Session, request: ErasureRequest, kind: Notice, language: str, s
 
 
 def note_sent(
-    tx: Session, request: ErasureRequest, kind: Notice, *, at: datetime, now: datetime, settings: Settings
+    tx: Session, request: ErasureRequest, kind: Notice, *, by: UUID, at: datetime, now: datetime, settings: Settings
 ) -> None:
-    """Write down that the person was told; what was written down before keeps its time.
+    """Write down that the person was told, and who says so; what was written down before keeps its time.
 
     Raises:
         NotFound: The request owes no such notice.
@@ -115,7 +116,8 @@ def note_sent(
         return
     if kind in _KINDS:
         decisions.notify(tx, request.id, _KINDS[kind], at=at)
-    moves.record(tx, "notice.sent", request_id=request.id, detail={"notice": kind.value, "sent_at": at.isoformat()})
+    detail: dict[str, str | int] = {"notice": kind.value, "sent_at": at.isoformat(), "said_by": str(by)}
+    moves.record(tx, "notice.sent", request_id=request.id, detail=detail)
 
 
 def _need_owed(tx: Session, request: ErasureRequest, kind: Notice, settings: Settings) -> Owed:
@@ -136,7 +138,7 @@ def _templates(settings: Settings) -> Environment:
 
 def _said(tx: Session, request: ErasureRequest, settings: Settings) -> dict[str, Any]:  # Any: what templates show
     def day(moment: datetime | None) -> Any:  # Any: a date or none
-        return moment.astimezone(settings.zone).date() if moment else None
+        return deadlines.day(moment, settings.zone) if moment else None
 
     refusals = decisions.of_request(tx, request.id, kind=Kind.REFUSED)
     extensions = decisions.of_request(tx, request.id, kind=Kind.EXTENDED)

@@ -43,7 +43,7 @@ def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
         return 0
     known = decisions.known(tx, [request.id for request in waiting])
     unasked = [request for request in waiting if _must_ask(request, known[request.id], settings)]
-    for needed, some in _by(unasked, lambda request: max(request.approvals_needed, settings.approvals)).items():
+    for needed, some in _by(unasked, lambda request: max(request.approvals_needed, settings.approvals_asked)).items():
         reason = f"{needed} must agree before work begins" if needed > 1 else "somebody must agree before work begins"
         _ask(tx, some, at=now, reason=reason, approvals=needed)
     asked = {request.id for request in unasked}
@@ -58,8 +58,8 @@ def _must_ask(request: ErasureRequest, known: decisions.Known, settings: Setting
     """Whether somebody has yet to agree; the service's own requests repeat what was agreed to."""
     if request.origin == "suppression":
         return False
-    policy = settings.approvals if settings.approval == "all" else 0
-    return known.approvals < max(request.approvals_needed, policy)
+    needed = max(request.approvals_needed, settings.approvals_of_all)
+    return known.agreed(needed) < needed
 
 
 def _ask(tx: Session, asked: Sequence[ErasureRequest], *, at: datetime, reason: str, approvals: int) -> None:
@@ -73,23 +73,26 @@ def _hold_burst(
 ) -> set[UUID]:
     """Ask people about what would take too many people out of a model within a day; returns the requests held.
 
-    What a collecting job holds already is called back, too: a burst of five hundred is seen at the hundredth.
+    What a collecting job holds already is called back, too: a burst of five hundred is seen at the hundredth. Whoever
+    made a request does not count among those who agree: a stolen key that may decide would agree with itself.
     """
-    unasked = [r.id for r in waiting if r.origin != "suppression" and not known[r.id].approvals]
+    needed = settings.approvals_asked
+    unasked = [r.id for r in waiting if r.origin != "suppression" and known[r.id].by_others < needed]
     if not unasked:
         return set()
-    counted = bursts.leaving(tx, unasked, since=now - _BURST)
+    counted = bursts.leaving(tx, unasked, since=now - _BURST, needed=needed)
     over = [one for one in counted if one.people > max(settings.hold_least, settings.hold_share * one.users)]
     if not over:
         return set()
     held = {request_id for one in over for request_id in one.request_ids}
-    reason = f"more than {settings.hold_share:.0%} of a model's people would go within a day; somebody must agree"
-    _ask(tx, [r for r in waiting if r.id in held], at=now, reason=reason, approvals=1)
-    back = bursts.collected(tx, [one.model_id for one in over])
+    who = "somebody else than the requester" if needed == 1 else f"{needed} others than the requester"
+    reason = f"more than {settings.hold_share:.0%} of a model's people would go within a day; {who} must agree"
+    _ask(tx, [r for r in waiting if r.id in held], at=now, reason=reason, approvals=needed)
+    back = bursts.collected(tx, [one.model_id for one in over], needed=needed)
     decisions.leave_jobs(tx, back)
-    moves.move_requests(
-        tx, back, now=RequestStatus.QUEUED, then=RequestStatus.PENDING, at=now, reason=reason, approvals=1
-    )
+    queued, pending = RequestStatus.QUEUED, RequestStatus.PENDING
+    moves.move_requests(tx, back, now=queued, then=pending, at=now, reason=reason, approvals=needed)
+    decisions.note_burst(tx, [*held, *back], at=now)
     return held
 
 

@@ -11,11 +11,12 @@ from datetime import datetime
 from hashlib import sha256
 from uuid import UUID, uuid4
 
+from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from app import intake, keyring, processor, sombra, tracing
+from app import decisions, intake, keyring, opendsr, tracing, transcend_token
 from app.domain import addresses, identifiers
-from app.domain.portals import known, opendsr, reading, transcend
+from app.domain.portals import known, reading, transcend
 from app.domain.portals.base import Asked, Callback, Document, Hears, Knobs, Portal, Sent, Story
 from app.errors import Conflict, Invalid, NotConfigured, NotFound
 from app.settings import Settings
@@ -122,17 +123,11 @@ def cancel(
         Conflict: The work has begun or is done.
     """
     row = portals.need(tx, client_id, portal.name, external_id)
-    intake.cancel(tx, row.request_id, seen_by=client_id, now=now, settings=settings)
+    decisions.cancel(tx, row.request_id, by=client_id, seen_by=client_id, now=now, settings=settings)
     return portals.story(tx, _row(tx, row.request_id))
 
 
-def outgoing(
-    tx: Session,
-    delivery: WebhookDelivery,
-    *,
-    settings: Settings,
-    now: datetime,  # noqa: ARG001 - a dialect may come that dates its messages
-) -> Outgoing:
+def outgoing(tx: Session, delivery: WebhookDelivery, *, settings: Settings) -> Outgoing:
     """Word one promised message: the story as it was kept, in the portal's dialect, to where it wanted to be told.
 
     Raises:
@@ -146,23 +141,14 @@ def outgoing(
     message = portal.tell(portals.kept_story(delivery.body), callback, knobs(portal, settings))
     headers = {"content-type": "application/json", "user-agent": "Expunge-Portals/1", **message.headers}
     if message.signed_as:
-        headers |= processor.load(settings).headers(message.content, message.signed_as)
+        headers |= opendsr.load(settings).headers(message.content, message.signed_as)
     return Outgoing(callback.url, message.method, headers, message.content)
 
 
 def knobs(portal: Portal, settings: Settings) -> Knobs:
     """What the operator set for a portal."""
-    return {
-        opendsr.NAME: {"domain": settings.opendsr_domain},
-        "ketch": {"identity": settings.ketch_identity},
-        "fides": {"identity": settings.fides_identity, "url": settings.fides_url},
-        transcend.NAME: {
-            "identity": settings.transcend_identity,
-            "url": settings.transcend_url,
-            "api_key": settings.transcend_api_key.get_secret_value(),
-            "sombra_key": settings.transcend_sombra_key.get_secret_value(),
-        },
-    }[portal.name]
+    found = {knob: getattr(settings, name) for knob, name in portal.knobs.items()}
+    return {knob: set_.get_secret_value() if isinstance(set_, SecretStr) else set_ for knob, set_ in found.items()}
 
 
 def transcend_job(sent: Sent, *, settings: Settings, now: datetime) -> Sent:
@@ -173,7 +159,7 @@ def transcend_job(sent: Sent, *, settings: Settings, now: datetime) -> Sent:
         Invalid: There is no nonce.
         NotConfigured: Transcend is not set up.
     """
-    value = sombra.vouched_for(sent.headers.get("x-sombra-token", ""), settings=settings, now=now)
+    value = transcend_token.vouched_for(sent.headers.get("x-sombra-token", ""), settings=settings, now=now)
     nonce = transcend.nonce(sent.headers).encode()
     job = keyring.fingerprint(settings.key("index_key"), b"transcend job", sha256(nonce).digest()).hex()[:32]
     return Sent(document=sent.document, headers=sent.headers, knobs={**sent.knobs, "value": value, "job": job})

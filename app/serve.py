@@ -9,7 +9,7 @@ import tempfile
 import uvicorn
 
 from app import logs
-from app.api.wire import Connection
+from app.api.wire import MOST_CONNECTIONS, Connection
 
 
 def main() -> None:
@@ -29,8 +29,9 @@ def main() -> None:
         port=chosen.port,
         workers=chosen.workers,
         http=Connection,
+        limit_concurrency=MOST_CONNECTIONS,
         ws="none",
-        proxy_headers=False,  # app/api/peers.py reads them: uvicorn would believe whoever connects from this host
+        proxy_headers=False,  # app/api/caller_address.py reads them; uvicorn would believe whoever is on this host
         server_header=False,
         access_log=False,
         log_level="warning",

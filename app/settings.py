@@ -24,10 +24,13 @@ Limit = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour|day)
 
 
 class Settings(BaseSettings):
-    """All knobs. Variables are named ``EXPUNGE_<FIELD>``, but for the two that every host knows by another name."""
+    """All knobs. Variables are named ``EXPUNGE_<FIELD>``, but for the four with an alias; empty is unset."""
 
-    model_config = SettingsConfigDict(env_prefix="EXPUNGE_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="EXPUNGE_", env_ignore_empty=True, frozen=True, extra="ignore", populate_by_name=True
+    )
 
+    # Where things are
     database_url: str = Field(default="", validation_alias="DATABASE_URL")
     """PostgreSQL >= 15, as ``postgresql://…``."""
     redis_url: SecretStr = Field(default=SecretStr(""), validation_alias="REDIS_URL")
@@ -39,6 +42,7 @@ class Settings(BaseSettings):
     recipes: Path | None = None
     """TOML file: model name -> ``package.module:recipe``. Code is named here by an operator, never by the database."""
 
+    # Secrets
     index_key: SecretStr = SecretStr("")
     """Keys the hashes by which users are looked up; 32 bytes, base64. Losing it loses every mapping."""
     wrapping_key: SecretStr = SecretStr("")
@@ -46,6 +50,7 @@ class Settings(BaseSettings):
     signing_key: SecretStr = SecretStr("")
     """Ed25519 seed that signs certificates; 32 bytes, base64."""
 
+    # The public log
     log_key: SecretStr = SecretStr("")
     """Ed25519 seeds that sign the public log, comma-separated; the first is the current one, others sign too while a
     rotation lasts. Only dispatch needs it."""
@@ -65,6 +70,7 @@ class Settings(BaseSettings):
     evidence_days: int = Field(default=1095, ge=1)
     """How long the records behind the log's commitments can be opened after a request ended."""
 
+    # What certificates and notices say
     controller: str = "unnamed controller"
     """Legal entity that answers for the data; printed on certificates."""
     processor: str = ""
@@ -73,15 +79,17 @@ class Settings(BaseSettings):
     """How to reach the data protection officer; printed on certificates."""
     time_zone: str = "UTC"
     """Time zone in which the controller's Art. 12(3) months are counted."""
+
+    # Decisions about requests
     identity_needed: IdentityLevel = IdentityLevel.LOW
     """How sure the portal must be who the person is; a request below it awaits confirmation."""
     identity_assumed: IdentityLevel = IdentityLevel.LOW
     """What a request is taken for that says nothing of how sure the portal is."""
     suspend_while_awaiting_identity: bool = False
-    """Whether the month begins with the confirmation instead of receipt; authorities differ on it (docs/decisions.md)."""
-    approval: Literal["none", "all"] = "none"
+    """Whether the month begins with the confirmation instead of receipt; authorities differ (docs/decisions.md)."""
+    approval_policy: Literal["none", "all"] = "none"
     """Whether people must agree to every request, or only where the request or a burst asks for it."""
-    approvals: int = Field(default=1, ge=1)
+    approvals_asked: int = Field(default=1, ge=1)
     """How many people must agree where people must; 2 is four eyes."""
     four_eyes_above: int = Field(default=1000, ge=0)
     """A bulk call with more requests than this waits until two people have agreed."""
@@ -90,7 +98,7 @@ class Settings(BaseSettings):
     hold_share: float = Field(default=0.1, gt=0, le=1)
     """Requests that would take more than this share of a model's people out of it within a day wait for approval."""
     hold_least: int = Field(default=50, ge=0)
-    """So many people a day never wait, however few a model has."""
+    """Up to this many people a day are never held, whatever the share."""
     cooling_off_hours: float = Field(default=0.0, ge=0)
     """How long a request waits before work begins, so that it can be taken back."""
     authority: str = ""
@@ -99,6 +107,8 @@ class Settings(BaseSettings):
     """Directory whose templates take the place of ours: ``en/refusal.txt`` and so on."""
     language: Literal["en", "de"] = "en"
     """Language of notices, where none is asked for."""
+
+    # Jobs
     coalesce_seconds: float = Field(default=5.0, ge=0)
     """How long a job waits for more requests to the same model."""
     batch_requests: int = Field(default=256, ge=1)
@@ -111,6 +121,8 @@ class Settings(BaseSettings):
     """Attempts at one step before a person has to look."""
     pulse_seconds: float = Field(default=5.0, gt=0)
     """How often a sign of life is asked of each queue."""
+
+    # Webhooks
     webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that webhooks may reach although they are not public, comma-separated CIDRs."""
     webhook_seconds: float = Field(default=15.0, gt=0, le=30)
@@ -118,6 +130,7 @@ class Settings(BaseSettings):
     webhook_days: int = Field(default=90, ge=7)
     """How long the log of deliveries is kept; what has been delivered or given up can be sent again as long."""
 
+    # Tokens of the operator's identity provider
     oidc_issuer: str = ""
     """The operator's identity provider, as its tokens name it (``iss``); empty: only API keys are accepted."""
     oidc_audience: str = ""
@@ -137,12 +150,13 @@ class Settings(BaseSettings):
     oidc_keys_hours: float = Field(default=24.0, gt=0)
     """How long the provider's keys are trusted while it can't be reached."""
 
+    # How often who may call, and from where
     limit_per_caller: Limit = "60000/minute"
     """Calls that one API key, or one subject of tokens, may make."""
     limit_per_address: Limit = "120000/minute"
     """Calls from one address (IPv6: one /64)."""
     limit_public: Limit = "60000/minute"
-    """Reads of the public log and of health from one address; /health/live has no limit."""
+    """Reads of the public log and of health from one address; /livez and /health/live have no limit."""
     limit_failures: Limit = "120/minute"
     """Calls from one address with a key or token that is not accepted; after them only callers who have shown a good
     one are heard."""
@@ -150,12 +164,17 @@ class Settings(BaseSettings):
     """Networks whose word on a caller's address is taken, comma-separated CIDRs."""
     proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     """The header in which they say it; the other one is never read."""
+
+    # Watching
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR: what is below it is not written; the lines of HTTP calls always are."""
     otlp_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
-    """Where traces are collected (OTLP over HTTP); empty: nothing is traced. Other OTEL_* variables count, too."""
+    """Where traces are collected (OTLP over HTTP); empty: nothing is traced. OTEL_EXPORTER_OTLP_* and OTEL_BSP_* count,
+    too; others don't."""
     prometheus_multiproc_dir: Path | None = Field(default=None, validation_alias="PROMETHEUS_MULTIPROC_DIR")
     """Where several API processes count what they serve; `expunge api --workers` makes one."""
 
+    # Portals, as docs/portals.md explains them
     opendsr_domain: str = ""
     """The domain under which OpenDSR clients know us; the common name of the certificate, letter by letter."""
     opendsr_key: Path | None = None
@@ -219,6 +238,11 @@ class Settings(BaseSettings):
     def key_backups(self) -> timedelta:
         """How long a backup of the key store lives."""
         return timedelta(days=self.key_backup_days)
+
+    @property
+    def approvals_of_all(self) -> int:
+        """How many people must agree to every request."""
+        return self.approvals_asked if self.approval_policy == "all" else 0
 
     @property
     def cooling_off(self) -> timedelta:

@@ -49,7 +49,8 @@ class Office:
 
     def hold(self, request_id: UUID, *, until: datetime, at: datetime | None = None) -> str:
         ground = HoldGround.LEGAL_HOLD
-        return self._act(decisions.hold, request_id, by=self.anna, ground=ground, until=until, now=at)
+        more = {"by": self.anna, "ground": ground, "until": until, "settings": self.settings, "now": at}
+        return self._act(decisions.hold, request_id, **more)
 
     def release(self, request_id: UUID) -> str:
         return self._act(decisions.release, request_id, by=self.anna, settings=self.settings)
@@ -70,7 +71,7 @@ class Office:
         return self._act(decisions.retry, request_id, by=self.anna, settings=self.settings)
 
     def cancel(self, request_id: UUID) -> str:
-        return self._act(intake.cancel, request_id, settings=self.settings)
+        return self._act(decisions.cancel, request_id, by=self.portal, settings=self.settings)
 
     def _act(self, use_case: Any, *arguments: Any, now: datetime | None = None, **more: Any) -> str:
         with transaction(self.bench.ctx.engine) as tx:

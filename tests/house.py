@@ -223,7 +223,7 @@ def installation(
 
 def _environment(settings: Settings) -> dict[str, str]:
     fields = ("coalesce_seconds", "lease_seconds", "pulse_seconds", "max_attempts", "step_seconds", "batch_requests")
-    fields += ("hold_share", "hold_least", "approval", "approvals", "cooling_off_hours")
+    fields += ("hold_share", "hold_least", "approval_policy", "approvals_asked", "cooling_off_hours")
     ours = {f"EXPUNGE_{name.upper()}": str(getattr(settings, name)) for name in fields}
     ours["EXPUNGE_WEBHOOK_ALLOW"] = ",".join(map(str, settings.webhook_allow))
     return {

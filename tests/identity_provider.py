@@ -94,6 +94,7 @@ class IdentityProvider:
     asked: int = 0
     padding: int = 0
     issuer_said: str | None = None
+    keys_said: str | None = None
     port: int = 0
 
     @property
@@ -146,7 +147,7 @@ class IdentityProvider:
 
     def _document(self, path: str) -> dict[str, Any]:
         if path == "/.well-known/openid-configuration":
-            return {"issuer": self.issuer_said or self.issuer, "jwks_uri": f"{self.issuer}/jwks"}
+            return {"issuer": self.issuer_said or self.issuer, "jwks_uri": self.keys_said or f"{self.issuer}/jwks"}
         assert path == "/jwks", f"somebody asked for {path}"
         self.asked += 1
         return {"keys": [*self.also_published, *(key.jwk() for key in self.keys)], "padding": "x" * self.padding}

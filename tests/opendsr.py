@@ -61,6 +61,8 @@ class Controller:
     root: x509.Certificate
     domain: str = DOMAIN
     name: str = "OpenDSR"
+    controller_id: str = ""
+    """What the receipt of its request called it."""
 
     def checked(self, headers: dict[str, str], body: bytes, *, pem: bytes) -> Any:
         """The body, once it is proven; every assertion is a reason to throw the message away."""
@@ -82,6 +84,7 @@ class Controller:
         """A callback, once it is proven and turns out to be meant for us."""
         told: dict[str, Any] = self.checked(headers, body, pem=pem)
         assert told["status_callback_url"] == url
+        assert told["controller_id"] == self.controller_id, "another client's request, under our number and to our URL"
         for field in ("controller_id", "subject_request_id", "request_status", "expected_completion_time"):
             assert isinstance(told[field], str)
         assert told["request_status"] in {"pending", "in_progress", "completed", "cancelled"}

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import callbacks, logs, planning, queue, tracing
+from app import logs, planning, queue, tracing, webhooks
 from app.errors import ExpungeError, LogStopped, Misconfigured
 from app.logs import log
 from app.storage import deliveries, jobs, requests, totals
@@ -112,7 +112,7 @@ def _give_up(ctx: Context) -> None:
 def _tidy(ctx: Context) -> None:
     with transaction(ctx.engine) as tx:
         planning.forget_answers(tx)
-        callbacks.tidy(tx, settings=ctx.settings)
+        webhooks.tidy(tx, settings=ctx.settings)
     if Shelf(ctx.settings.store_url).is_local:  # we may hold no key to another; workers sweep after every job
         leftovers.sweep(ctx)
 

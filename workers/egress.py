@@ -29,8 +29,10 @@ from app.domain.addresses import Address, Destination, ForbiddenAddress, Network
 from app.domain.webhook import asked_wait
 from app.errors import ExpungeError
 
-MAX_BODY_BYTES: Final = 65_536
+MAX_BODY_BYTES: Final = 16_384
 """What is read of an answer's body, to let its sender finish; nothing of it is kept."""
+_DRAIN_SECONDS: Final = 0.5
+"""For that: the status has come, and whoever drips a body would only hold a worker."""
 
 _PIECE_BYTES: Final = 4096
 """Linux calls a socket writable when a third of its buffer (16 kB or more) is free, so one piece never waits twice."""
@@ -51,6 +53,10 @@ class Refused(ForbiddenAddress):
     code = "egress-refused"
 
 
+class RefusedName(Refused):
+    """The host's name leads to a forbidden address: its owner may lead it elsewhere until the next attempt."""
+
+
 class Undelivered(ExpungeError):
     """No answer came. Its sentence is the class name of the cause, since messages of libraries quote hosts and URLs."""
 
@@ -61,6 +67,10 @@ class Undelivered(ExpungeError):
         self.timed_out = isinstance(cause, TimeoutError | httpcore.TimeoutException)
 
 
+class UnknownName(Undelivered):
+    """No name server knows the host, or none answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What a delivery needs to know of an answer."""
@@ -68,6 +78,7 @@ class Response:
     status_code: int
     retry_after: timedelta | None
     elapsed_ms: int
+    """Until its headers were there."""
 
 
 def system_addresses(host: str, port: int) -> Sequence[Address]:
@@ -93,7 +104,7 @@ def send(
 ) -> Response:
     """Send one message and report the answer's status.
 
-    A status that came counts, even if the body behind it is endless or breaks off.
+    A status that came counts, even if the body behind it is endless, drips or breaks off.
 
     Args:
         url: Checked again here: rules may have changed since it was registered.
@@ -106,7 +117,9 @@ def send(
         trust: Certificate authorities; those of the system and of certifi if None.
 
     Raises:
-        Refused: The URL, one of its addresses or a header is forbidden; no connection was made.
+        Refused: The URL or a header is forbidden; no connection was made.
+        RefusedName: One of the host's addresses is forbidden; no connection was made.
+        UnknownName: The host has no address.
         Undelivered: The network failed, or the deadline passed before a status came.
     """
     deadline = _Deadline(timeout_seconds)
@@ -115,12 +128,15 @@ def send(
         allowed = tuple(allowed_networks)
         destination = check_url(url, allowed)
         addresses = _resolved(destination, resolve, deadline)
-        for address in addresses:
-            judge(address, allowed)
+        _judge_all(addresses, allowed)
         with _connection(destination, _Pinned(addresses, deadline), trust or _public_authorities()) as connection:
             return _exchange(connection, destination, method, headers=headers, content=content, deadline=deadline)
+    except Refused:
+        raise
     except ForbiddenAddress as error:
         raise Refused(str(error)) from None
+    except socket.gaierror as error:
+        raise UnknownName(error) from None
     except _TROUBLE as error:
         raise Undelivered(_root(error)) from None
 
@@ -136,6 +152,10 @@ class _Deadline:
         if left <= 0:
             raise TimeoutError
         return left
+
+    def shorten(self, seconds: float) -> None:
+        """Leave so many seconds from now on, and no more than there were."""
+        self._seconds = min(self._seconds, time.monotonic() - self._began + seconds)
 
     def elapsed_ms(self) -> int:
         return round(1000 * (time.monotonic() - self._began))
@@ -204,6 +224,14 @@ def _check(method: str, headers: Mapping[str, str]) -> None:
             raise ForbiddenAddress("a header is malformed, or says where the message goes or ends")
 
 
+def _judge_all(addresses: Iterable[Address], allowed: Iterable[Network]) -> None:
+    for address in addresses:
+        try:
+            judge(address, allowed)
+        except ForbiddenAddress as error:
+            raise RefusedName(str(error)) from None
+
+
 def _resolved(destination: Destination, resolve: Resolve, deadline: _Deadline) -> Sequence[Address]:
     """Resolve in a thread of its own, because getaddrinfo can't be told to hurry; a late answer is dropped."""
     answer: Future[Sequence[Address]] = Future()
@@ -236,11 +264,13 @@ def _exchange(
     sent: list[tuple[bytes | str, bytes | str]] = [("Host", to.authority), *headers.items()]
     sent.append(("Content-Length", str(len(content))))
     with connection.stream(method, url, headers=sent, content=content) as response:
+        elapsed_ms = deadline.elapsed_ms()
+        deadline.shorten(_DRAIN_SECONDS)
         with suppress(*_TROUBLE):
             _drain(response)
         received = {name.lower(): value.decode("latin-1") for name, value in response.headers}
         wait = asked_wait(received.get(b"retry-after"), received.get(b"date"))
-        return Response(status_code=response.status, retry_after=wait, elapsed_ms=deadline.elapsed_ms())
+        return Response(status_code=response.status, retry_after=wait, elapsed_ms=elapsed_ms)
 
 
 def _drain(response: httpcore.Response) -> None:

@@ -18,13 +18,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import callbacks, portals
+from app import portals, webhooks
 from app.domain import receiver, webhook
 from app.domain.webhook import Outcome
 from app.errors import ExpungeError, NotFound
 from app.logs import log
 from app.portals import Outgoing
-from app.storage import deliveries, totals, webhooks
+from app.storage import deliveries, totals
+from app.storage import webhooks as stored
 from app.storage.sessions import transaction
 from app.storage.tables import WebhookDelivery, WebhookEndpoint
 from workers import egress
@@ -32,6 +33,8 @@ from workers.context import Context
 
 _JITTER = random.SystemRandom()
 _TURN_SECONDS: Final = 2.0
+_NO_ADDRESS: Final = (egress.RefusedName, egress.UnknownName)
+"""Told apart by nothing that an owner sees: whoever registers names would learn which of them exist inside."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,25 @@ class Attempt:
     @property
     def outcome(self) -> Outcome:
         """What it means for the message."""
+        if isinstance(self.answer, _NO_ADDRESS):
+            return Outcome.RETRY
         lost = isinstance(self.answer, NotFound)  # where to send it was forgotten
         return Outcome.REFUSED if lost else webhook.outcome(self.answer)
 
     @property
     def rest(self) -> timedelta | None:
         """How long the receiver is to be left alone."""
-        timed_out = isinstance(self.answer, egress.Undelivered) and self.answer.timed_out
-        return receiver.rest_after(self.answer, timed_out=timed_out, asked=self.retry_after)
+        slow = timedelta(milliseconds=self.duration_ms) > receiver.SLOW
+        slow |= isinstance(self.answer, egress.Undelivered) and self.answer.timed_out
+        return receiver.rest_after(self.answer, slow=slow, asked=self.retry_after)
 
     @property
     def error(self) -> str | None:
         """Why no status came; what others than we raise could quote anything, so of that the class alone."""
         if isinstance(self.answer, int):
             return None
+        if isinstance(self.answer, _NO_ADDRESS):
+            return "address refused or unknown"
         return str(self.answer) if isinstance(self.answer, ExpungeError) else type(self.answer).__name__
 
     @property
@@ -88,9 +96,9 @@ def _worded(ctx: Context, tx: Session, delivery: WebhookDelivery) -> Outgoing | 
     """The message as it is sent now, or why it can't be written: that is an attempt, too, or it would come for ever."""
     try:
         if delivery.callback_id is not None:
-            return portals.outgoing(tx, delivery, settings=ctx.settings, now=ctx.now())
+            return portals.outgoing(tx, delivery, settings=ctx.settings)
         endpoint = tx.get_one(WebhookEndpoint, delivery.endpoint_id)
-        headers = callbacks.signed_headers(tx, endpoint, delivery, now=ctx.now(), settings=ctx.settings)
+        headers = webhooks.signed_headers(tx, endpoint, delivery, now=ctx.now(), settings=ctx.settings)
         return Outgoing(endpoint.url, "POST", headers, delivery.body)
     except Exception as error:  # noqa: BLE001 - another wrapping key, a portal's file that is gone: see the docstring
         log.error("a webhook can't be written", delivery=str(delivery.id), kind=type(error).__name__)
@@ -138,7 +146,7 @@ def _settle(ctx: Context, tx: Session, delivery: WebhookDelivery, attempt: Attem
     deliveries.settle(tx, delivery, settled)
     totals.count(tx, "webhook", attempt.outcome.value)
     if enough and delivery.endpoint_id:
-        webhooks.disable(tx, delivery.endpoint_id, because=enough, at=now)
+        stored.disable(tx, delivery.endpoint_id, because=enough, at=now)
 
 
 def _pause(delivery: WebhookDelivery, attempt: Attempt) -> timedelta | None:
@@ -152,17 +160,19 @@ def _pause(delivery: WebhookDelivery, attempt: Attempt) -> timedelta | None:
 def _note(tx: Session, endpoint_id: UUID, event: str, attempt: Attempt, *, now: datetime) -> str | None:
     """What an answer says about the endpoint: it is well, it needs rest, or (a sentence) why it is to be disabled."""
     if attempt.outcome is Outcome.DELIVERED:
-        webhooks.note_success(tx, endpoint_id)
+        stored.note_success(tx, endpoint_id)
+        if attempt.rest is not None:
+            stored.throttle(tx, endpoint_id, until=now + attempt.rest)
         return None
-    endpoint = webhooks.held(tx, endpoint_id)
+    endpoint = stored.held(tx, endpoint_id)
     if attempt.outcome is Outcome.GONE:
         return "the receiver answered 410 Gone"
     if attempt.rest is not None:
-        webhooks.throttle(tx, endpoint_id, until=now + attempt.rest)
+        stored.throttle(tx, endpoint_id, until=now + attempt.rest)
     if event == webhook.PING:
         return None
-    failing = receiver.failed_again(webhooks.series(endpoint), now)
-    webhooks.note_failure(tx, endpoint_id, failing)
+    failing = receiver.failed_again(stored.series(endpoint), now)
+    stored.note_failure(tx, endpoint_id, failing)
     if not receiver.is_hopeless(failing):
         return None
     return f"every attempt since {failing.since:%Y-%m-%d %H:%M} UTC failed, {failing.failures} of them"

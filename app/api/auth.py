@@ -11,12 +11,13 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from app.api.context import Transaction
+from app.api.context import Context, Transaction
 from app.api.tokens import Provider
 from app.domain import identifiers
 from app.errors import ExpungeError, Forbidden, Unauthenticated
 from app.storage import keys
 from app.storage.keys import Claim, Holder
+from app.storage.sessions import transaction
 
 
 class Scope(StrEnum):
@@ -35,9 +36,6 @@ class Scope(StrEnum):
     METRICS_READ = "metrics:read"
 
 
-_OFFICE = frozenset({Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE})
-
-
 @dataclass(frozen=True)
 class Caller:
     """Who sent a request, and what it may do."""
@@ -48,7 +46,7 @@ class Caller:
     @property
     def sees(self) -> UUID | None:
         """Whose requests it sees: its own client's; none means everybody's."""
-        return None if self.scopes & _OFFICE else self.client_id
+        return None if self.scopes & keys.OFFICE else self.client_id
 
 
 _bearer = HTTPBearer(
@@ -115,6 +113,17 @@ def admit(holder: Holder | None, *any_of: Scope) -> Caller:
     return Caller(holder.client_id, holder.scopes)
 
 
+def look_up(context: Context, claim: Claim, *any_of: Scope) -> Caller:
+    """Who a claim turns out to be, in a transaction of its own.
+
+    Raises:
+        Unauthenticated: Nobody we know.
+        Forbidden: Somebody without the scopes.
+    """
+    with transaction(context.engine) as tx:
+        return admit(keys.callers(tx, [claim])[0], *any_of)
+
+
 def needs(*any_of: Scope) -> Callable[[Request, Transaction, Declared], Caller]:
     """A dependency that admits callers with one of the scopes and tells who it is."""
 
@@ -125,6 +134,9 @@ def needs(*any_of: Scope) -> Callable[[Request, Transaction, Declared], Caller]:
     return caller
 
 
+Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
+Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE))]
+"""Whoever may read requests: who decides about them must see them."""
 _SEND = "send an API key or a token as `Authorization: Bearer …`"
 # One sentence for all: which of them it is would tell a thief what the find is worth. What cannot be a key by its own
 # checksum is not looked up and so answered sooner, which says no more than anybody can compute from the key itself.

@@ -41,6 +41,12 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+Body = Annotated[bytes, Depends(_body)]
+"""As it came, for dialects that sign it or that no schema of ours describes."""
 CurrentContext = Annotated[Context, Depends(_context)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 Now = Annotated[datetime, Depends(_now)]

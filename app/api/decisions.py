@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
 
 from app import decisions, notices
-from app.api.auth import Caller, Scope, needs
+from app.api.auth import Caller, Reader, Scope, needs
 from app.api.context import CurrentSettings, Now, Transaction
-from app.api.problems import answers
+from app.api.problems import PLAIN, answers
 from app.api.requests import shown
 from app.api.schemas import decisions as schemas
 from app.api.schemas.requests import ErasureRequestOut
@@ -24,10 +24,8 @@ from app.storage import requests
 router = APIRouter(prefix="/v1/erasure-requests", tags=["decisions"])
 Decider = Annotated[Caller, Depends(needs(Scope.REQUESTS_DECIDE))]
 Owner = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE, Scope.REQUESTS_DECIDE))]
-Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE))]
 _ANSWERS = answers(400, 401, 403, 404, 409, 413, 422, 503)
 _READING = answers(401, 403, 404, 422, 503)
-_PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
 
 
 @router.post(":approve", responses=answers(400, 401, 403, 413, 422, 503))
@@ -74,13 +72,15 @@ def confirm_identity(
 def approve(
     request_id: UUID, tx: Transaction, caller: Decider, now: Now, body: schemas.RemarkIn | None = None
 ) -> ErasureRequestOut:
-    """Agree to a request that is pending; nobody counts twice, and where two must agree, the requester counts not."""
+    """Agree to a pending request. Nobody counts twice; of two, and in a burst, none is the requester."""
     explanation = body.explanation if body else None
     return shown(tx, [decisions.approve(tx, request_id, by=caller.client_id, now=now, explanation=explanation)], now)[0]
 
 
 @router.post("/{request_id}:hold", responses=_ANSWERS)
-def hold(request_id: UUID, body: schemas.HoldIn, tx: Transaction, caller: Decider, now: Now) -> ErasureRequestOut:
+def hold(
+    request_id: UUID, body: schemas.HoldIn, tx: Transaction, caller: Decider, now: Now, settings: CurrentSettings
+) -> ErasureRequestOut:
     """Let a request wait; its clock runs on."""
     request = decisions.hold(
         tx,
@@ -89,6 +89,7 @@ def hold(request_id: UUID, body: schemas.HoldIn, tx: Transaction, caller: Decide
         until=body.until,
         by=caller.client_id,
         now=now,
+        settings=settings,
         explanation=body.explanation,
     )
     return shown(tx, [request], now)[0]
@@ -160,7 +161,7 @@ def list_notices(request_id: UUID, tx: Transaction, caller: Reader, settings: Cu
     return _notices(tx, requests.get(tx, request_id, seen_by=caller.sees).id, settings)
 
 
-@router.get("/{request_id}/notices/{kind}", responses=_READING | _PLAIN)
+@router.get("/{request_id}/notices/{kind}", responses=_READING | PLAIN)
 def notice(
     request_id: UUID,
     kind: Notice,
@@ -188,7 +189,7 @@ def mark_sent(
     """Write down that the person was sent a notice; a second time changes nothing."""
     request = requests.locked(tx, request_id, seen_by=caller.sees)
     at = (body.sent_at if body else None) or now
-    notices.note_sent(tx, request, kind, at=at, now=now, settings=settings)
+    notices.note_sent(tx, request, kind, by=caller.client_id, at=at, now=now, settings=settings)
     return _notices(tx, request_id, settings)
 
 

@@ -6,19 +6,21 @@ import csv
 import io
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine
 
-from app.api.auth import Caller, Scope, needs
+from app.api.auth import Reader
 from app.api.context import CurrentContext, Now
 from app.api.problems import answers
 from app.api.requests import Reference, shown
@@ -29,10 +31,12 @@ from app.storage import requests
 from app.storage.sessions import snapshot
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
-Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE))]
 _PAGE = 500
 _AT_ONCE = threading.BoundedSemaphore(4)
 """An export holds a connection for as long as its reader takes; creates need the others."""
+_OF_ONE_CLIENT = 2
+_RUNNING: Counter[UUID] = Counter()
+_COUNTING = threading.Lock()
 _RUNS_IN_A_SHEET = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet compute a cell (OWASP, CSV injection)."""
 _COLUMNS = [name for name in ErasureRequestOut.model_fields if name != "targets"] + ["targets"]
@@ -69,7 +73,8 @@ def export(
     """Download all requests that you see, in order of arrival, as they stood at one moment."""
     if not _AT_ONCE.acquire(blocking=False):
         raise Unavailable("other exports are running; try again when they are done")
-    pages = _pages(context.engine, now, Wanted(seen_by=caller.sees, status=status, reference=reference))
+    wanted = Wanted(seen_by=caller.sees, status=status, reference=reference)
+    pages = _counted(_pages(context.engine, now, wanted), caller.client_id)
     first = next(pages)  # begun, it gives back what it holds however it ends; and if PostgreSQL is away, we can say so
     line = _csv if format is Format.CSV else _ndjson
     head = ",".join(_COLUMNS) + "\r\n" if format is Format.CSV else ""
@@ -77,6 +82,27 @@ def export(
     kind = "text/csv; charset=utf-8; header=present" if format is Format.CSV else "application/x-ndjson"
     named = {"Content-Disposition": f'attachment; filename="erasure-requests.{format}"'}
     return StreamingResponse(chain([head], lines), media_type=kind, headers=named)
+
+
+def _counted(pages: Iterator[list[ErasureRequestOut]], client_id: UUID) -> Iterator[list[ErasureRequestOut]]:
+    """The same, as one of the few exports of a client."""
+    with _place_of(client_id):
+        yield from pages
+
+
+@contextmanager
+def _place_of(client_id: UUID) -> Iterator[None]:
+    with _COUNTING:
+        free = _RUNNING[client_id] < _OF_ONE_CLIENT
+        _RUNNING[client_id] += free
+    if not free:
+        _AT_ONCE.release()
+        raise Unavailable("two exports of yours are running; try again when one is done")
+    try:
+        yield
+    finally:
+        with _COUNTING:
+            _RUNNING[client_id] -= 1
 
 
 def _pages(engine: Engine, now: datetime, wanted: Wanted) -> Iterator[list[ErasureRequestOut]]:

@@ -19,6 +19,8 @@ _PULSES_MISSED = 4
 _LOG_WAITS_SECONDS = 30.0
 
 
+@router.head("/livez", include_in_schema=False)
+@router.head("/health/live", include_in_schema=False)
 @router.get("/livez")
 @router.get("/health/live")
 def live() -> schemas.Live:
@@ -26,6 +28,8 @@ def live() -> schemas.Live:
     return schemas.Live()
 
 
+@router.head("/readyz", include_in_schema=False)
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/readyz", responses=answers(503))
 @router.get("/health/ready", responses=answers(503))
 def ready(tx: Transaction, now: Now, settings: CurrentSettings) -> schemas.Ready:

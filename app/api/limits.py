@@ -37,6 +37,9 @@ _MOST_CALLERS: Final = 50_000
 """Of one limit in one window, about 300 bytes each; beyond them the oldest is forgotten."""
 
 
+_STRANGERS: Final = "1/second"
+
+
 @dataclass(slots=True)
 class Count:
     """What one caller used of a window."""
@@ -130,6 +133,8 @@ class Limits:
         self.addresses = tally("address", settings.limit_per_address)
         self.readers = tally("reader", settings.limit_public)
         self.failures = tally("failure", settings.limit_failures)
+        self.strangers = Tally("stranger", parse(_STRANGERS), wake=lambda: None, clock=clock)
+        """From an address that has failed too often; each process counts for itself."""
 
     async def make_rounds(self) -> None:
         """Settle with Redis for ever; without an address of one there is nobody to settle with."""

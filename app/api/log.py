@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from app.api.context import CurrentSettings, Transaction
-from app.api.problems import answers
+from app.api.problems import PLAIN, answers
 from app.api.schemas import log as schemas
 from app.audit import evidence, tree, witnesses
 from app.errors import Invalid, NotFound
@@ -23,7 +23,6 @@ _FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _NOW = {"Cache-Control": "no-cache"}
 _TEXT, _BYTES = "text/plain; charset=utf-8", "application/octet-stream"
 _OCTETS: dict[int | str, dict[str, Any]] = {200: {"content": {_BYTES: {}}}}  # Any: OpenAPI
-_PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
 
 
 def _need_one_address(request: Request) -> None:
@@ -49,7 +48,7 @@ def about(tx: Transaction, settings: CurrentSettings) -> schemas.LogOut:
 
 
 @router.head("/log/checkpoint", include_in_schema=False)
-@router.get("/log/checkpoint", responses=answers(404, 503) | _PLAIN, response_class=Response)
+@router.get("/log/checkpoint", responses=answers(404, 503) | PLAIN, response_class=Response)
 def checkpoint(tx: Transaction) -> Response:
     """Read the newest published checkpoint, a signed note."""
     return Response(_shown(tx)[1], media_type=_TEXT, headers=_NOW)
@@ -99,7 +98,7 @@ def consistency(
     return schemas.ProofOut(hashes=[_b64(part) for part in tree.consistency_proof(tx, old, new)])
 
 
-@router.get("/log/entry/{index}.tlog-proof", responses=answers(404, 422, 503) | _PLAIN, response_class=Response)
+@router.get("/log/entry/{index}.tlog-proof", responses=answers(404, 422, 503) | PLAIN, response_class=Response)
 def proof(index: int, tx: Transaction) -> Response:
     """Read the proof that an entry is in the log, as one C2SP tlog-proof file with its checkpoint."""
     return Response(evidence.proof_of(tx, index), media_type=_TEXT, headers=_NOW)

@@ -10,17 +10,18 @@ import base64
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 
-from app import portals, processor
-from app.api.auth import Caller, Scope, needs
-from app.api.context import CurrentSettings, Now, Transaction
+from app import portals
+from app.api.auth import Reader, Writer
+from app.api.context import Body, CurrentSettings, Now, Transaction
+from app.api.problems import FROM_THE_DOOR
 from app.api.schemas import opendsr as schemas
 from app.domain.lifecycle import RequestStatus
 from app.domain.portals import opendsr, reading
 from app.domain.portals.base import Document, Portal, Sent, instant
 from app.errors import Invalid, NotFound
-from app.processor import Processor
+from app.opendsr import Processor, load
 from app.storage import portals as storage
 
 _STATUS_IS_ELSEWHERE = "there is no such route: status is GET {path}/{{subject_request_id}} (OpenDSR 2.0 §8.1)"
@@ -28,17 +29,10 @@ _PEM: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-pem-fi
 
 
 def _processor(settings: CurrentSettings) -> Processor:
-    return processor.load(settings)
-
-
-async def _body(request: Request) -> bytes:
-    return await request.body()
+    return load(settings)
 
 
 Signer = Annotated[Processor, Depends(_processor)]
-Body = Annotated[bytes, Depends(_body)]
-Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
-Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL))]
 GroupId = Annotated[str, Query(min_length=1, max_length=200)]
 StatusFilter = Annotated[str | None, Query(max_length=20, description="One of OpenDSR's four words")]
 
@@ -164,7 +158,8 @@ def _signed(
 def _answers(dialect: opendsr.Dialect, *codes: int) -> dict[int | str, dict[str, Any]]:  # Any: FastAPI's type
     """OpenAPI entries for the errors of a route, in the version's shape."""
     shape = schemas.ErrorBody if dialect.groups else schemas.ErrorOut
-    return {code: {"description": HTTPStatus(code).phrase, "model": shape} for code in codes}
+    every = sorted({*codes, *FROM_THE_DOOR})
+    return {code: {"description": HTTPStatus(code).phrase, "model": shape} for code in every}
 
 
 def _takes(shape: type[schemas.RequestIn]) -> dict[str, Any]:  # Any: OpenAPI

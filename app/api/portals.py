@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from app import portals
-from app.api.auth import Caller, Scope, needs
-from app.api.context import CurrentSettings, Now, Transaction
-from app.api.problems import answers
+from app.api.auth import Writer
+from app.api.context import Body, CurrentSettings, Now, Transaction
+from app.api.problems import FROM_THE_DOOR, answers
 from app.api.schemas import portals as schemas
 from app.domain.portals import fides, ketch, reading, transcend
 from app.domain.portals.base import Portal, Sent
@@ -23,7 +23,8 @@ from app.settings import Settings
 
 _KETCH, _TRANSCEND, _FIDES = ketch.PORTALS[0], transcend.PORTALS[0], fides.PORTALS[0]
 _IN_KETCHS_SHAPE: dict[int | str, dict[str, Any]] = {  # Any: OpenAPI
-    code: {"description": HTTPStatus(code).phrase, "model": schemas.KetchErrorOut} for code in (400, 401, 403, 413, 503)
+    code: {"description": HTTPStatus(code).phrase, "model": schemas.KetchErrorOut}
+    for code in sorted({401, 403, 503, *FROM_THE_DOOR})
 }
 _A_JSON_OBJECT = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
@@ -33,14 +34,6 @@ _KNOWN: dict[int | str, dict[str, Any]] = {  # Any: OpenAPI
     204: {"description": "No model knows the person; the request is kept all the same"},
 }
 router = APIRouter(prefix="/portals", tags=["portals"])
-
-
-async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
-Body = Annotated[bytes, Depends(_body)]
-Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
 
 
 @router.post("/ketch", responses=_IN_KETCHS_SHAPE | {200: {"model": schemas.KetchOut}}, openapi_extra=_A_JSON_OBJECT)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -14,18 +15,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.call_log import CALL
 from app.api.schemas.base import FieldProblem
-from app.api.watch import CALL
 from app.errors import ExpungeError, Invalid, TooMany, Unavailable
 from app.logs import log, place
 
-_LARGEST_BODY = 64 * 1024
-_LARGER = {"/v1/erasure-requests:batch": 8 << 20, "/v1/suppressions:check": 4 << 20, "/v1/suppressions:tokens": 4 << 20}
-"""Routes that take more."""
 _RETRY_AFTER_SECONDS = "2"
-_FROM_THE_DOOR = (400, 413, 429)
+FROM_THE_DOOR = (400, 413, 429)
 """What a call may be told before any route sees it."""
 
 
@@ -43,17 +40,40 @@ class Problem(BaseModel):
 def answers(*codes: int) -> dict[int | str, dict[str, Any]]:  # Any: FastAPI's type of ``responses=``
     """OpenAPI entries for the problems that a route can answer with."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    every = sorted({*codes, *_FROM_THE_DOOR})
-    return {code: {"description": HTTPStatus(code).phrase, "content": content, "model": Problem} for code in every}
+    every = sorted({*codes, *FROM_THE_DOOR})
+    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in every}
+
+
+PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
+"""The OpenAPI entry of a route that answers with text."""
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of ``app`` leave as a problem document."""
+    """Let every error of ``app`` leave as a problem document, and its OpenAPI document say so."""
+    app.openapi = _documented(app.openapi)  # type: ignore[method-assign] # FastAPI's own way to extend it
     app.add_exception_handler(ExpungeError, _expunge_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _surprise)
-    app.add_middleware(ReadBody, largest=_LARGEST_BODY, larger=_LARGER)
+
+
+def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:  # Any: OpenAPI
+    """The document with the shape of our errors, and without FastAPI's own for a 422, which nobody is sent."""
+
+    @cache
+    def document() -> dict[str, Any]:  # Any: OpenAPI
+        made = openapi()
+        shape = Problem.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+        schemas = made["components"]["schemas"]
+        schemas |= shape.pop("$defs") | {"Problem": shape}
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for operation in (operation for path in made["paths"].values() for operation in path.values()):
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+        return made
+
+    return document
 
 
 def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
@@ -73,11 +93,16 @@ def problem(status: int, code: str, detail: str, errors: list[FieldProblem] | No
 
 def answer_to(request: Request, error: ExpungeError | RequestValidationError) -> JSONResponse:
     """The problem document of an error."""
-    return (_expunge_error if isinstance(error, ExpungeError) else _validation_error)(request, error)
+    return refusal(error) if isinstance(error, ExpungeError) else _validation_error(request, error)
 
 
 def _expunge_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ExpungeError)
+    return refusal(error)
+
+
+def refusal(error: ExpungeError) -> JSONResponse:
+    """The problem document of an error of ours."""
     if error.status >= 500 and not isinstance(error, Unavailable):
         log.error("request failed", kind=type(error).__name__)
     fields = [FieldProblem(field=error.field, problem=str(error))] if isinstance(error, Invalid) else []
@@ -123,6 +148,8 @@ def _sentence(error: dict[str, Any]) -> str:  # Any: pydantic's error
         "json_invalid": "this is not JSON",
         "string_too_long": f"at most {context.get('max_length')} characters",
         "string_too_short": f"at least {context.get('min_length')} characters",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than_equal": f"at most {context.get('le')}",
         "too_long": f"at most {context.get('max_length')} items",
         "too_short": f"at least {context.get('min_length')} items",
         "string_pattern_mismatch": "this has not the form the documentation shows",
@@ -157,57 +184,8 @@ def _surprise(request: Request, error: Exception) -> JSONResponse:
     log.error("request failed", path=getattr(route, "path", "?"), call=call, **about)
     answer = problem(500, "internal", "something went wrong on our side; nothing was half-written")
     answer.headers.update({"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"})  # past the door
-    answer.headers["X-Request-Id"] = call  # and past the watch
+    answer.headers["X-Request-Id"] = call  # and past the call log
     return answer
-
-
-class ReadBody:
-    """Read the body before anybody else does: refuse what is too large or says two things at once."""
-
-    def __init__(self, app: ASGIApp, largest: int, larger: Mapping[str, int]) -> None:
-        self.app, self.largest, self.larger = app, largest, larger
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry: read at most ``largest`` bytes, or what the route takes, then hand the body on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        most = self.larger.get(scope["path"], self.largest)
-        body = await self._read(receive, most)
-        if body is None:
-            return  # the caller left in the middle: half a list of people is not what it meant
-        refusal = self._refusal(scope, body, most)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return parts.pop() if parts else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _read(self, receive: Receive, most: int) -> bytes | None:
-        message = await receive()
-        if not message.get("more_body", False):
-            return message.get("body", b"") if message["type"] == "http.request" else None
-        parts, size = [message["body"]], len(message["body"])
-        while size <= most and message.get("more_body", False):
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-        return b"".join(parts)
-
-    def _refusal(self, scope: Scope, body: bytes, most: int) -> JSONResponse | None:
-        if len(body) > most:
-            return problem(413, "too-large", f"the body is larger than {most} bytes")
-        if sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
-            return problem(400, "malformed", "send one Idempotency-Key")
-        if _says_a_name_twice(body):
-            return problem(400, "malformed", _TWICE)
-        return None
 
 
 class _TwiceError(ValueError):
@@ -223,7 +201,7 @@ def read_once(content: bytes) -> Any:  # Any: JSON
     try:
         return _ONCE.decode(content.decode())
     except _TwiceError:
-        raise Invalid("body", _TWICE) from None
+        raise Invalid("body", TWICE) from None
     except (ValueError, RecursionError):
         raise Invalid("body", "this is not JSON") from None
 
@@ -236,10 +214,10 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _ONCE = json.JSONDecoder(object_pairs_hook=_once)
-_TWICE = "a name appears twice in one JSON object; readers would disagree on it"
+TWICE = "a name appears twice in one JSON object; readers would disagree on it"
 
 
-def _says_a_name_twice(body: bytes) -> bool:
+def says_a_name_twice(body: bytes) -> bool:
     """Whether two readers of this JSON could take different values; what isn't JSON is somebody else's to refuse."""
     if not body:
         return False

@@ -7,26 +7,24 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
-from app import certificates, intake
-from app.api.auth import Caller, Scope, needs
+from app import certificates, decisions
+from app.api import cursors
+from app.api.auth import Caller, Reader, Writer
 from app.api.context import CurrentSettings, Now, Transaction
-from app.api.problems import answers
+from app.api.problems import PLAIN, answers
 from app.api.schemas import requests as schemas
 from app.audit import evidence
 from app.domain.decisions import IdentityLevel
 from app.domain.lifecycle import RequestStatus
-from app.errors import Invalid, NotFound
+from app.errors import NotFound
 from app.storage import audit, requests
 from app.storage.arrivals import Arrival
 from app.storage.tables import ErasureRequest
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
-Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
-Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL))]
 Reference = Annotated[str | None, Query(max_length=200, pattern=schemas.REFERENCE)]
-_PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}  # Any: OpenAPI
 _PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}  # Any: OpenAPI
 _TOKEN: dict[int | str, dict[str, Any]] = {200: {"content": {"application/timestamp-reply": {}}}}  # Any: OpenAPI
 _RECEIPT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}}}}  # Any: OpenAPI
@@ -44,11 +42,16 @@ def index(
 ) -> schemas.ErasureRequestPage:
     """List requests in order of arrival."""
     page = requests.page(
-        tx, after=_place(cursor), limit=limit + 1, status=status, reference=reference, seen_by=caller.sees
+        tx,
+        after=cursors.place("c", cursor) or 0,
+        limit=limit + 1,
+        status=status,
+        reference=reference,
+        seen_by=caller.sees,
     )
     more = len(page) > limit
     return schemas.ErasureRequestPage(
-        items=shown(tx, page[:limit], now), next_cursor=f"c{page[limit - 1].sequence}" if more else None
+        items=shown(tx, page[:limit], now), next_cursor=cursors.cursor("c", page[limit - 1].sequence) if more else None
     )
 
 
@@ -63,7 +66,8 @@ def cancel(
     request_id: UUID, tx: Transaction, caller: Writer, now: Now, settings: CurrentSettings
 ) -> schemas.ErasureRequestOut:
     """Take a request back; possible until the work on it begins."""
-    return shown(tx, [intake.cancel(tx, request_id, seen_by=caller.sees, now=now, settings=settings)], now)[0]
+    request = decisions.cancel(tx, request_id, by=caller.client_id, seen_by=caller.sees, now=now, settings=settings)
+    return shown(tx, [request], now)[0]
 
 
 @router.get("/{request_id}/events", responses=answers(401, 403, 404, 422, 503))
@@ -80,7 +84,7 @@ def certificate(request_id: UUID, tx: Transaction, caller: Reader) -> dict[str, 
     return evidence.certificate_of(tx, _known(tx, request_id, caller)).envelope
 
 
-@router.get("/{request_id}/certificate.tlog-proof", responses=answers(401, 403, 404, 422, 503) | _PLAIN)
+@router.get("/{request_id}/certificate.tlog-proof", responses=answers(401, 403, 404, 422, 503) | PLAIN)
 def certificate_proof(request_id: UUID, tx: Transaction, caller: Reader) -> Response:
     """Download the proof that the log holds the certificate (C2SP tlog-proof); seconds after the request ended."""
     found = evidence.certificate_proof(tx, evidence.certificate_of(tx, _known(tx, request_id, caller)))
@@ -116,14 +120,6 @@ def receipt(request_id: UUID, tx: Transaction, caller: Reader, settings: Current
 
 def _known(tx: Transaction, request_id: UUID, caller: Caller) -> UUID:
     return requests.get(tx, request_id, seen_by=caller.sees).id
-
-
-def _place(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor[:1] == "c" and cursor[1:].isascii() and cursor[1:].isdigit() and len(cursor) < 20):
-        raise Invalid("cursor", "use the next_cursor of an earlier page, or none to begin")
-    return int(cursor[1:])
 
 
 def shown(tx: Transaction, page: Sequence[ErasureRequest], now: datetime) -> list[schemas.ErasureRequestOut]:

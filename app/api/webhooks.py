@@ -10,28 +10,23 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from app import callbacks
+from app import webhooks
+from app.api import cursors
 from app.api.auth import Caller, Scope, needs
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import answers
 from app.api.schemas import webhooks as schemas
 from app.domain import webhook
 from app.errors import Forbidden, Invalid
-from app.storage import deliveries, webhooks
+from app.storage import deliveries
+from app.storage import webhooks as stored
 from app.storage.deliveries import Seen
 from app.storage.tables import WebhookDelivery, WebhookEndpoint
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 
-def _owner(tx: Transaction, caller: Annotated[Caller, Depends(needs(Scope.WEBHOOKS_WRITE))]) -> Caller:
-    """Whose endpoints these are; what hears of everybody is led elsewhere only by who may see everybody."""
-    if caller.sees is not None and webhooks.hears_of_everybody(tx, caller.client_id):
-        raise Forbidden("this client's endpoints hear of every client's requests: this needs requests:read_all, too")
-    return caller
-
-
-Owner = Annotated[Caller, Depends(_owner)]
+Owner = Annotated[Caller, Depends(needs(Scope.WEBHOOKS_WRITE))]
 _READING = answers(401, 403, 404, 422, 503)
 _WRITING = answers(400, 401, 403, 404, 409, 413, 422, 503)
 
@@ -41,12 +36,14 @@ def create(
     body: schemas.WebhookEndpointIn, tx: Transaction, caller: Owner, now: Now, settings: CurrentSettings
 ) -> schemas.WebhookEndpointCreated:
     """Register an endpoint; keep the secret, it is shown only now."""
-    endpoint, made = callbacks.register(
+    if body.every_client and caller.sees is not None:
+        raise Forbidden("every_client: this needs the scope requests:read_all or requests:decide")
+    endpoint, made = webhooks.register(
         tx,
-        callbacks.Wanted(body.url, body.events, body.description),
+        webhooks.Wanted(body.url, body.events, body.description),
         schemes=set(body.schemes),
         client_id=caller.client_id,
-        every_client=caller.sees is None,
+        every_client=body.every_client,
         now=now,
         settings=settings,
     )
@@ -58,14 +55,14 @@ def create(
 @router.get("/webhook-endpoints", responses=answers(401, 403, 503))
 def index(tx: Transaction, caller: Owner, now: Now) -> schemas.WebhookEndpointsOut:
     """List endpoints."""
-    found = _shown(tx, webhooks.of_client(tx, caller.client_id), now)
+    found = _shown(tx, stored.of_client(tx, **_mine(caller)), now)
     return schemas.WebhookEndpointsOut(items=[schemas.WebhookEndpointOut(**endpoint) for endpoint in found])
 
 
 @router.get("/webhook-endpoints/{endpoint_id}", responses=_READING)
 def show(endpoint_id: UUID, tx: Transaction, caller: Owner, now: Now) -> schemas.WebhookEndpointOut:
     """Read one endpoint: what it hears of, how it has been answering, what signs."""
-    endpoint = webhooks.need(tx, endpoint_id, client_id=caller.client_id)
+    endpoint = stored.need(tx, endpoint_id, **_mine(caller))
     return schemas.WebhookEndpointOut(**_shown(tx, [endpoint], now)[0])
 
 
@@ -79,19 +76,19 @@ def change(
     settings: CurrentSettings,
 ) -> schemas.WebhookEndpointChanged:
     """Change an endpoint, or switch it off and on."""
-    endpoint = webhooks.need(tx, endpoint_id, client_id=caller.client_id)
-    callbacks.change(endpoint, _wanted(endpoint, body), settings=settings)
+    endpoint = stored.need_held(tx, endpoint_id, **_mine(caller))
+    webhooks.change(endpoint, _wanted(endpoint, body), settings=settings)
     tx.flush()
-    resumed = callbacks.switch_on(tx, endpoint, now=now) if body.active else 0
+    resumed = webhooks.switch_on(tx, endpoint, now=now) if body.active else 0
     if body.active is False:
-        callbacks.switch_off(tx, endpoint, now=now)
+        webhooks.switch_off(tx, endpoint, now=now)
     return schemas.WebhookEndpointChanged(resumed=resumed, **_shown(tx, [endpoint], now)[0])
 
 
 @router.delete("/webhook-endpoints/{endpoint_id}", status_code=204, responses=_READING)
 def end(endpoint_id: UUID, tx: Transaction, caller: Owner, now: Now) -> None:
     """Send nothing more to this endpoint, for good."""
-    webhooks.end(tx, webhooks.need(tx, endpoint_id, client_id=caller.client_id), at=now)
+    stored.end(tx, stored.need_held(tx, endpoint_id, **_mine(caller)), at=now)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/secrets:rotate", status_code=201, responses=_WRITING)
@@ -104,9 +101,9 @@ def rotate(
     settings: CurrentSettings,
 ) -> schemas.SecretCreated:
     """Make a new secret, or the first of a scheme; until the overlap ends, the old one signs, too."""
-    endpoint = webhooks.need(tx, endpoint_id, client_id=caller.client_id)
+    endpoint = stored.need_held(tx, endpoint_id, **_mine(caller))
     overlap = timedelta(hours=body.overlap_hours)
-    new = callbacks.rotate(tx, endpoint, body.scheme, overlap=overlap, now=now, settings=settings)
+    new = webhooks.rotate(tx, endpoint, body.scheme, overlap=overlap, now=now, settings=settings)
     return schemas.SecretCreated(secret=new.shared, **schemas.SecretOut.model_validate(new.row).model_dump())
 
 
@@ -115,15 +112,15 @@ def rotate(
 )
 def end_secret(endpoint_id: UUID, secret_id: UUID, tx: Transaction, caller: Owner, now: Now) -> None:
     """Let one secret sign no more, at once."""
-    callbacks.end_secret(tx, webhooks.need(tx, endpoint_id, client_id=caller.client_id), secret_id, now=now)
+    webhooks.end_secret(tx, stored.need_held(tx, endpoint_id, **_mine(caller)), secret_id, now=now)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}:ping", status_code=202, responses=_READING | answers(409))
 def ping(endpoint_id: UUID, tx: Transaction, caller: Owner, now: Now, response: Response) -> schemas.DeliveryOut:
     """Have a `ping` sent, once, even to a disabled endpoint; how it went is at Location."""
-    sent = callbacks.ping(tx, webhooks.need(tx, endpoint_id, client_id=caller.client_id), now=now)
+    sent = webhooks.ping(tx, stored.need_held(tx, endpoint_id, **_mine(caller)), now=now)
     response.headers["Location"] = f"{router.prefix}/webhook-deliveries/{sent.id}"
-    return schemas.DeliveryOut(**_told(deliveries.need(tx, sent.id, client_id=caller.client_id)))
+    return schemas.DeliveryOut(**_told(deliveries.need(tx, sent.id, **_mine(caller))))
 
 
 @router.post("/webhook-endpoints/{endpoint_id}:replay", status_code=202, responses=_WRITING)
@@ -131,9 +128,9 @@ def replay(endpoint_id: UUID, body: schemas.ReplayIn, tx: Transaction, caller: O
     """Send up to 1000 messages once more, under the ids they had: what failed, or what was delivered."""
     if body.state is schemas.State.PENDING:
         raise Invalid("state", "pending messages are on their way; ask for failed or delivered ones")
-    seen = Seen(caller.client_id, endpoint_id, state=body.state, since=body.since, until=body.until)
-    count, more = callbacks.replay(tx, seen, after=_place(body.cursor) or 0, limit=body.limit, now=now)
-    return schemas.ReplayOut(replayed=count, next_cursor=f"d{more}" if more else None)
+    seen = Seen(**_mine(caller), endpoint_id=endpoint_id, state=body.state, since=body.since, until=body.until)
+    count, more = webhooks.replay(tx, seen, after=cursors.place("d", body.cursor) or 0, limit=body.limit, now=now)
+    return schemas.ReplayOut(replayed=count, next_cursor=cursors.cursor("d", more) if more else None)
 
 
 @router.get("/webhook-deliveries", responses=answers(401, 403, 422, 503))
@@ -148,18 +145,18 @@ def log(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> schemas.DeliveriesOut:
     """Read the delivery log, newest first."""
-    seen = Seen(caller.client_id, endpoint_id, request_id, _known(event), state)
-    page = deliveries.page(tx, seen, before=_place(cursor), limit=limit + 1)
+    seen = Seen(**_mine(caller), endpoint_id=endpoint_id, request_id=request_id, event=_known(event), state=state)
+    page = deliveries.page(tx, seen, before=cursors.place("d", cursor), limit=limit + 1)
     return schemas.DeliveriesOut(
         items=[schemas.DeliveryOut(**_told(delivery)) for delivery in page[:limit]],
-        next_cursor=f"d{page[limit - 1].number}" if len(page) > limit else None,
+        next_cursor=cursors.cursor("d", page[limit - 1].number) if len(page) > limit else None,
     )
 
 
 @router.get("/webhook-deliveries/{delivery_id}", responses=_READING)
 def delivery_log(delivery_id: UUID, tx: Transaction, caller: Owner) -> schemas.DeliveryDetail:
     """Read one message's delivery, with every attempt."""
-    delivery = deliveries.need(tx, delivery_id, client_id=caller.client_id)
+    delivery = deliveries.need(tx, delivery_id, **_mine(caller))
     attempts = [schemas.AttemptOut.model_validate(attempt) for attempt in deliveries.attempts(tx, delivery_id)]
     return schemas.DeliveryDetail(log=attempts, **_told(delivery))
 
@@ -167,25 +164,22 @@ def delivery_log(delivery_id: UUID, tx: Transaction, caller: Owner) -> schemas.D
 @router.post("/webhook-deliveries/{delivery_id}:replay", status_code=202, responses=_READING | answers(409))
 def replay_one(delivery_id: UUID, tx: Transaction, caller: Owner, now: Now) -> schemas.DeliveryOut:
     """Send one message once more, under the id that it had."""
-    return schemas.DeliveryOut(**_told(callbacks.replay_one(tx, delivery_id, client_id=caller.client_id, now=now)))
+    return schemas.DeliveryOut(**_told(webhooks.replay_one(tx, delivery_id, **_mine(caller), now=now)))
 
 
-def _wanted(endpoint: WebhookEndpoint, body: schemas.WebhookEndpointPatch) -> callbacks.Wanted:
+def _mine(caller: Caller) -> dict[str, Any]:  # Any: what the storage wants to know of an owner
+    """Its endpoints; what hears of everybody is there only for who may see everybody."""
+    return {"client_id": caller.client_id, "every_client": caller.sees is None}
+
+
+def _wanted(endpoint: WebhookEndpoint, body: schemas.WebhookEndpointPatch) -> webhooks.Wanted:
     """The endpoint as it is, but for what the body names; null takes events and description back."""
     said = body.model_fields_set
-    return callbacks.Wanted(
+    return webhooks.Wanted(
         url=body.url or endpoint.url,
         events=body.events if "events" in said else endpoint.events,
         description=body.description if "description" in said else endpoint.description,
     )
-
-
-def _place(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not (cursor[:1] == "d" and cursor[1:].isascii() and cursor[1:].isdigit() and len(cursor) < 20):
-        raise Invalid("cursor", "use the next_cursor of an earlier page, or none to begin")
-    return int(cursor[1:])
 
 
 def _known(event: str | None) -> str | None:
@@ -198,7 +192,7 @@ def _shown(
     tx: Transaction, endpoints: Sequence[WebhookEndpoint], now: datetime
 ) -> list[dict[str, Any]]:  # Any: the fields of WebhookEndpointOut
     signing: dict[UUID, list[schemas.SecretOut]] = {endpoint.id: [] for endpoint in endpoints}
-    for row in webhooks.secrets(tx, list(signing), now=now):
+    for row in stored.secrets(tx, list(signing), now=now):
         signing[row.endpoint_id].append(schemas.SecretOut.model_validate(row))
     copied = set(schemas.WebhookEndpointOut.model_fields) - {"host", "secrets"}
     return [

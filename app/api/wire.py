@@ -15,6 +15,12 @@ LARGEST_HEAD: Final = 64 << 10
 """First line and headers; the first read of it, at most 256 KiB, is let through."""
 REQUEST_SECONDS: Final = 30.0
 """From its first byte, or a connection's beginning, to its last byte."""
+STALLED_SECONDS: Final = 30.0
+"""How long a caller may read nothing of its answer; whoever reads slowly may."""
+MOST_CONNECTIONS: Final = 1000
+"""Of one process; beyond them calls are answered 503."""
+_ALWAYS_ANSWERED: Final = frozenset({b"/livez", b"/health/live"})
+"""An orchestrator that was told 503 here would end a process that is only busy."""
 
 
 class Connection(HttpToolsProtocol):
@@ -23,6 +29,8 @@ class Connection(HttpToolsProtocol):
     _in_head = _in_request = False
     _head_bytes = 0
     _watch: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         """A caller that says nothing is let go, too."""
@@ -32,6 +40,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to watch any more."""
         self._unwatch()
+        self._unstall()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +63,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._in_head = False
+        self.limit_concurrency = None if self.url in _ALWAYS_ANSWERED else self.config.limit_concurrency
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -61,6 +71,31 @@ class Connection(HttpToolsProtocol):
         self._in_request = False
         self._unwatch()
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The caller does not read as fast as we write."""
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(STALLED_SECONDS, self._look_again)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._unstall()
+        super().resume_writing()
+
+    def _look_again(self) -> None:
+        """Let go of a caller that has read nothing since: what its answer holds, others need."""
+        unread = self.transport.get_write_buffer_size()
+        if unread >= self._unread:
+            self.transport.abort()
+            return
+        self._unread = unread
+        self._stall = self.loop.call_later(STALLED_SECONDS, self._look_again)
+
+    def _unstall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _give_up(self) -> None:
         self.send_400_response("The request's head is too long, or the request came too slowly.")

@@ -35,7 +35,7 @@ def due(received_at: datetime, zone: tzinfo) -> datetime:
     Raises:
         ValueError: ``received_at`` has no time zone.
     """
-    return _end_of_day(_months_after(_local(received_at, zone).date(), 1), zone)
+    return end_of(_months_after(day(received_at, zone), 1), zone)
 
 
 def extended(received_at: datetime, zone: tzinfo, *, further_months: int, decided_at: datetime) -> datetime:
@@ -65,7 +65,24 @@ def extended(received_at: datetime, zone: tzinfo, *, further_months: int, decide
         raise Invalid("further_months", "Art. 12(3) GDPR allows one or two further months")
     if not _local(received_at, zone) <= _local(decided_at, zone) <= due(received_at, zone):
         raise Invalid("decided_at", "an extension must be decided within one month of receipt (Art. 12(3) GDPR)")
-    return _end_of_day(_months_after(_local(received_at, zone).date(), 1 + further_months), zone)
+    return end_of(_months_after(day(received_at, zone), 1 + further_months), zone)
+
+
+def day(moment: datetime, zone: tzinfo) -> date:
+    """Tell the controller's day of a moment: a deadline is the last of its day there, which may be the next one in UTC.
+
+    >>> from zoneinfo import ZoneInfo
+    >>> day(datetime(2027, 2, 16, 7, 59, tzinfo=UTC), ZoneInfo("America/Los_Angeles")).isoformat()
+    '2027-02-15'
+    """
+    return _local(moment, zone).date()
+
+
+def end_of(last: date, zone: tzinfo) -> datetime:
+    """Tell the last moment of a day: where clocks change at midnight, 23:59 can come twice or not at all."""
+    tomorrow = last + timedelta(days=1)
+    midnight = datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=zone)
+    return (midnight.astimezone(UTC) - _LAST_MOMENT).astimezone(zone)
 
 
 def _local(moment: datetime, zone: tzinfo) -> datetime:
@@ -78,10 +95,3 @@ def _months_after(day: date, months: int) -> date:
     years, month0 = divmod(day.month - 1 + months, 12)
     year, month = day.year + years, month0 + 1
     return date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
-
-
-def _end_of_day(day: date, zone: tzinfo) -> datetime:
-    """Step back from the next midnight: where clocks change at midnight, 23:59 can come twice or not at all."""
-    tomorrow = day + timedelta(days=1)
-    midnight = datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=zone)
-    return (midnight.astimezone(UTC) - _LAST_MOMENT).astimezone(zone)

@@ -40,6 +40,9 @@ class Kind(StrEnum):
     EXTENDED = "extended"
     REFUSED = "refused"
     RETRIED = "retried"
+    CANCELLED = "cancelled"
+    BURST = "burst"
+    """The service asked people, since too many would leave a model within a day; the requester is none of them."""
 
 
 class Ground(StrEnum):

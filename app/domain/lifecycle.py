@@ -7,7 +7,8 @@ A request is one person's demand to be forgotten; a job is one update of one mod
                  │            │            └────────► needs_attention ──► queued (an operator tried again)
                  │            │                              └──────────► partially_completed (the rest was refused)
                  └─► pending ─► approved ──► queued          (a person must agree: policy, or a burst of demands,
-                                                              which also calls back what is queued: queued ──► pending)
+                                                              which also calls back what is queued: queued ──► pending;
+                                                              more must agree than did: approved ──► pending)
 
       awaiting_identity ──► received                         (the portal vouches for the person)
       whatever waits ──► on_hold ──► received                (a legal hold, and its release)
@@ -79,7 +80,7 @@ REQUEST_MOVES: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
     _R.RECEIVED: _ANY_WAIT | {_R.QUEUED, _R.PENDING, _R.NEEDS_ATTENTION},
     _R.AWAITING_IDENTITY: _ANY_WAIT | {_R.RECEIVED},
     _R.PENDING: _ANY_WAIT | {_R.APPROVED},
-    _R.APPROVED: _ANY_WAIT | {_R.QUEUED, _R.NEEDS_ATTENTION},
+    _R.APPROVED: _ANY_WAIT | {_R.QUEUED, _R.PENDING, _R.NEEDS_ATTENTION},
     _R.ON_HOLD: _TAKEN_BACK | {_R.RECEIVED, _R.AWAITING_IDENTITY},
     _R.QUEUED: _ANY_WAIT | {_R.IN_PROGRESS, _R.PENDING, _R.NEEDS_ATTENTION},
     _R.IN_PROGRESS: frozenset({_R.COMPLETED, _R.PARTIALLY_COMPLETED, _R.NO_DATA, _R.NEEDS_ATTENTION}),

@@ -20,6 +20,8 @@ _AT_ONCE: Final = timedelta(days=1)
 _SILENCE: Final = timedelta(days=2)
 """The schedule's last gap is 24 h, stretched twofold at most by what a receiver asks for."""
 _REST: Final = timedelta(seconds=60)
+SLOW: Final = timedelta(seconds=5)
+"""Whoever takes longer for an answer, a good one included, holds a worker that others wait for."""
 _BUSY: Final = frozenset({429, 502, 504})
 """Too Many Requests, Bad Gateway, Gateway Timeout: less would help."""
 
@@ -57,18 +59,18 @@ def is_hopeless(failing: Failing) -> bool:
     return failing.failures >= SEVERAL and failing.last - failing.since >= HOPELESS_AFTER
 
 
-def rest_after(answer: int | Exception, *, timed_out: bool, asked: timedelta | None) -> timedelta | None:
+def rest_after(answer: int | Exception, *, slow: bool, asked: timedelta | None) -> timedelta | None:
     """How long a receiver is sent nothing at all after this answer; none: it may go on.
 
-    >>> rest_after(500, timed_out=False, asked=None), rest_after(429, timed_out=False, asked=timedelta(hours=9))
+    >>> rest_after(500, slow=False, asked=None), rest_after(429, slow=False, asked=timedelta(hours=9))
     (None, datetime.timedelta(seconds=120))
 
     Args:
         answer: A status code, or the error that came instead.
-        timed_out: Whether the error is that no answer came in time.
+        slow: Whether no answer came in time, or only after :data:`SLOW`.
         asked: What its Retry-After asked for, which counts for up to twice the minute, or one receiver could set our
             clock.
     """
-    if not timed_out and answer not in _BUSY:
+    if not slow and answer not in _BUSY:
         return None
     return min(max(asked or _REST, _REST), 2 * _REST)

@@ -23,28 +23,29 @@ class Leaving(NamedTuple):
     """The waiting requests that have a part in it."""
 
 
-def leaving(tx: Session, request_ids: Sequence[UUID], *, since: datetime) -> list[Leaving]:
+def leaving(tx: Session, request_ids: Sequence[UUID], *, since: datetime, needed: int) -> list[Leaving]:
     """Count, for each model, the people of these requests, of open jobs and of jobs that ended since: one statement.
 
-    Nobody counts twice, nor do people whose going somebody agreed to, whom the service itself found again, or who had
-    gone before a rollback.
+    Nobody counts twice, nor do people whose going ``needed`` others than the requester agreed to, whom the service
+    itself found again, or who had gone before a rollback.
     """
-    rows = tx.execute(text(_LEAVING), {"ids": list(request_ids), "since": since})
+    rows = tx.execute(text(_LEAVING), {"ids": list(request_ids), "since": since, "needed": needed})
     return [Leaving(row.model_id, row.users, row.people, row.request_ids) for row in rows]
 
 
-def collected(tx: Session, model_ids: Collection[UUID]) -> list[UUID]:
+def collected(tx: Session, model_ids: Collection[UUID], *, needed: int) -> list[UUID]:
     """Queued requests of whom these models' collecting jobs would take somebody out; locked, and their jobs, too.
 
     A worker claims a job by changing its row, so it waits for us, and then finds nobody.
     """
     tx.execute(text(_HOLD_JOBS), {"models": list(model_ids)})
-    return list(tx.scalars(text(_COLLECTED), {"models": list(model_ids)}))
+    return list(tx.scalars(text(_COLLECTED), {"models": list(model_ids), "needed": needed}))
 
 
 _UNASKED = """
-r.origin <> 'suppression' AND NOT EXISTS (
-  SELECT FROM decisions d WHERE d.request_id = r.id AND d.kind = 'approved')
+r.origin <> 'suppression' AND :needed > (
+  SELECT count(DISTINCT d.client_id) FROM decisions d WHERE d.request_id = r.id AND d.kind = 'approved'
+    AND d.client_id IS DISTINCT FROM r.client_id)
 """
 _LEAVING = f"""
 WITH live AS (

@@ -7,12 +7,14 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy import delete, exists, func, insert, literal, select, text, update
 from sqlalchemy.orm import Session
 
 from app.domain.decisions import Kind
 from app.storage import moves
 from app.storage.tables import AuditEntry, Decision, ErasureRequest, Event, Model, Target
+
+_FOUR_EYES = 2
 
 
 def add(tx: Session, decision: Decision) -> Decision:
@@ -24,6 +26,16 @@ def add(tx: Session, decision: Decision) -> Decision:
         detail["until"] = decision.until.isoformat()
     moves.record(tx, f"decision.{decision.kind}", request_id=decision.request_id, detail=detail)
     return decision
+
+
+def note_burst(tx: Session, request_ids: Sequence[UUID], *, at: datetime) -> None:
+    """Write down that the service asked people about these requests, whom it never asked before: one statement."""
+    asked = exists().where(Decision.request_id == ErasureRequest.id, Decision.kind == Kind.BURST)
+    moment = literal(at, Decision.__table__.c.decided_at.type)
+    new = select(ErasureRequest.id, literal(Kind.BURST.value), moment).where(
+        ErasureRequest.id == func.any(list(request_ids)), ~asked
+    )
+    tx.execute(insert(Decision).from_select(["request_id", "kind", "decided_at"], new))
 
 
 def of_request(tx: Session, request_id: UUID, *, kind: Kind | None = None) -> Sequence[Decision]:
@@ -85,16 +97,28 @@ class Known(NamedTuple):
 
     approvals: int
     """How many people agreed."""
+    by_others: int
+    """How many of them did not make the request."""
+    burst: bool
+    """Whether the service itself asked, since too many would leave a model within a day."""
     refused: frozenset[str]
     """Models that it is refused for."""
     older: UUID | None
     """An older open request for the same person that asks for no less."""
 
+    def needs_others(self, needed: int) -> bool:
+        """Whether the requester's own approval counts for nothing: of two, and where a stolen key could do harm."""
+        return needed >= _FOUR_EYES or self.burst
+
+    def agreed(self, needed: int) -> int:
+        """How many of those agreed who count where so many must."""
+        return self.by_others if self.needs_others(needed) else self.approvals
+
 
 def known(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Known]:
     """What was decided about many requests, and which of them repeat an older one: one statement."""
     rows = tx.execute(text(_KNOWN), {"ids": list(request_ids)})
-    return {row.id: Known(row.approvals, frozenset(row.refused), row.older) for row in rows}
+    return {row.id: Known(row.approvals, row.by_others, row.burst, frozenset(row.refused), row.older) for row in rows}
 
 
 def link(tx: Session, older: dict[UUID, UUID]) -> None:
@@ -108,11 +132,15 @@ def link(tx: Session, older: dict[UUID, UUID]) -> None:
 
 
 # An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold may never go on,
-# what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open ones as well, or to order
-# by the bare sequence, would lead PostgreSQL to another index and through everybody's requests for each.
+# what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open ones as well, or to
+# order by the bare sequence, would lead PostgreSQL to another index and through everybody's requests for each.
 _KNOWN = """
 SELECT y.id,
-  (SELECT count(DISTINCT d.client_id) FROM decisions d WHERE d.request_id = y.id AND d.kind = 'approved') AS approvals,
+  (SELECT count(DISTINCT d.client_id) FROM decisions d
+   WHERE d.request_id = y.id AND d.kind = 'approved') AS approvals,
+  (SELECT count(DISTINCT d.client_id) FROM decisions d
+   WHERE d.request_id = y.id AND d.kind = 'approved' AND d.client_id IS DISTINCT FROM y.client_id) AS by_others,
+  EXISTS (SELECT FROM decisions d WHERE d.request_id = y.id AND d.kind = 'burst') AS burst,
   ARRAY(SELECT DISTINCT unnest(d.models) FROM decisions d WHERE d.request_id = y.id AND d.kind = 'refused') AS refused,
   (SELECT o.id FROM erasure_requests o
    WHERE o.subject_key = y.subject_key AND o.sequence < y.sequence

@@ -1,8 +1,9 @@
 """Promised messages on their way: whose turn it is, who is at it, how it went, and what is sent once more.
 
-Receivers take turns. Each has a few slots at most, one while it fails, and all that fail share some: so thousands of
-messages for one that hangs hold up nobody else. A slot is a ring that nobody has answered yet, or an attempt under its
-lease; a lost ring and a dead worker give it back by the clock.
+Receivers take turns. Each has a few slots at most, one while it fails; all of one client share some, and so do all that
+fail: so thousands of messages for one that hangs, or a client with fifty of these, hold up nobody else. A slot is a
+ring that nobody has answered yet, or an attempt under its lease; a lost ring and a dead worker give it back by the
+clock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ _CALLBACK_SLOTS: Final = 2
 """Of the portals' callbacks of one client: nobody counts whether those fail."""
 _FAILING_SLOTS: Final = 8
 """Of all receivers that fail, together: half of what one worker has."""
+CLIENT_SLOTS: Final = 8
+"""Of all receivers of one client, together."""
+_CLIENT_FAILING_SLOTS: Final = 4
+"""Of those among them that fail: the others go on."""
+ALL_SLOTS: Final = 16
+"""What a worker attempts at once: whatever else is rung would only wait in the broker."""
 RING: Final = timedelta(seconds=30)
 """How long a ring may go unanswered before the next."""
 LEASE: Final = timedelta(seconds=60)
@@ -54,15 +61,20 @@ WITH RECURSIVE waiting (receiver) AS (
   WHERE (rung_at IS NOT NULL OR lease_until IS NOT NULL)
     AND (rung_at > now() - CAST(:ring AS interval) OR lease_until > now())
   GROUP BY receiver
+), clients AS (
+  SELECT coalesce(e.client_id, s.receiver) AS client, sum(s.taken) AS taken,
+    coalesce(sum(s.taken) FILTER (WHERE e.failures > 0), 0) AS failing
+  FROM slots s LEFT JOIN webhook_endpoints e ON e.id = s.receiver GROUP BY 1
 ), receivers AS (
-  SELECT w.receiver, e.id IS NOT NULL AND e.failures > 0 AS fails, e.disabled_at IS NOT NULL AS disabled,
-    e.ended_at IS NOT NULL AS ended,
+  SELECT w.receiver, coalesce(e.client_id, w.receiver) AS client, e.id IS NOT NULL AND e.failures > 0 AS fails,
+    e.disabled_at IS NOT NULL AS disabled, e.ended_at IS NOT NULL AS ended,
     CASE WHEN e.id IS NULL THEN :callback_slots WHEN e.failures > 0 THEN 1 ELSE :slots END
       - coalesce(s.taken, 0) AS free
   FROM waiting w LEFT JOIN webhook_endpoints e ON e.id = w.receiver LEFT JOIN slots s ON s.receiver = w.receiver
   WHERE w.receiver IS NOT NULL AND (e.throttled_until IS NULL OR e.throttled_until <= now())
 ), picked AS (
-  SELECT p.id, r.fails, row_number() OVER (PARTITION BY r.fails ORDER BY p.turn, p.next_attempt_at) AS place
+  SELECT p.id, p.turn, p.next_attempt_at, r.client, r.fails,
+    row_number() OVER (PARTITION BY r.client, r.fails ORDER BY p.turn, p.next_attempt_at) AS place
   FROM receivers r CROSS JOIN LATERAL (
     SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.number) AS turn
     FROM (
@@ -76,13 +88,22 @@ WITH RECURSIVE waiting (receiver) AS (
     WHERE {_NEED_NOT_WAIT}
     ORDER BY f.next_attempt_at, f.number LIMIT greatest(r.free, 0)
   ) AS p
+), of_client AS (
+  SELECT p.id, p.next_attempt_at, p.fails, coalesce(c.taken, 0)
+      + row_number() OVER (PARTITION BY p.client ORDER BY p.turn, p.next_attempt_at) AS slot
+  FROM picked p LEFT JOIN clients c ON c.client = p.client
+  WHERE NOT p.fails OR p.place <= :client_failing_slots - coalesce(c.failing, 0)
+), fair AS (
+  SELECT id, slot, next_attempt_at, fails,
+    row_number() OVER (PARTITION BY fails ORDER BY slot, next_attempt_at) AS place
+  FROM of_client WHERE slot <= :client_slots
 )
 UPDATE webhook_deliveries SET rung_at = now()
 WHERE id IN (
-    SELECT id FROM picked
-    WHERE NOT fails OR place <= :failing_slots - (
-      SELECT coalesce(sum(s.taken), 0) FROM slots s JOIN webhook_endpoints e ON e.id = s.receiver WHERE e.failures > 0)
-    ORDER BY place LIMIT :limit)
+    SELECT id FROM fair
+    WHERE NOT fails OR place <= :failing_slots - (SELECT coalesce(sum(failing), 0) FROM clients)
+    ORDER BY slot, next_attempt_at
+    LIMIT greatest(0, least(:limit, :all_slots - (SELECT coalesce(sum(taken), 0) FROM clients))))
   AND (rung_at IS NULL OR rung_at <= now() - CAST(:ring AS interval))
 RETURNING id
 """  # noqa: S608 - our own words
@@ -138,22 +159,28 @@ class Seen:
     """``delivered``, ``pending`` or ``failed``."""
     since: datetime | None = None
     until: datetime | None = None
+    every_client: bool = False
+    """Whether those of endpoints that hear of every client's requests are among them."""
 
 
 def to_ring(tx: Session, *, limit: int) -> Sequence[UUID]:
     """Deliveries whose turn it is, noted as rung; one that nobody answers is rung again after :data:`RING`."""
     slots = {"slots": SLOTS, "callback_slots": _CALLBACK_SLOTS, "failing_slots": _FAILING_SLOTS}
+    slots |= {"client_slots": CLIENT_SLOTS, "client_failing_slots": _CLIENT_FAILING_SLOTS, "all_slots": ALL_SLOTS}
     return tx.scalars(_RING, {"ring": RING, "limit": limit, "front": _FRONT, **slots}).all()
 
 
 def claim(tx: Session, delivery_id: UUID) -> WebhookDelivery | None:
     """Take a delivery for one attempt; none if it is over, somebody is at it, or its receiver is to be spared."""
-    return tx.scalar(_CLAIM_ONE, {"id": delivery_id, "lease": LEASE})
+    claimed: WebhookDelivery | None = tx.scalar(_CLAIM_ONE, {"id": delivery_id, "lease": LEASE})
+    return claimed
 
 
 def claim_next(tx: Session, receiver: UUID) -> WebhookDelivery | None:
     """Take the receiver's next delivery: a worker that was answered goes on without waiting to be rung."""
-    return tx.scalar(_CLAIM_NEXT, {"receiver": receiver, "lease": LEASE, "ring": RING, "front": _FRONT})
+    wanted = {"receiver": receiver, "lease": LEASE, "ring": RING, "front": _FRONT}
+    claimed: WebhookDelivery | None = tx.scalar(_CLAIM_NEXT, wanted)
+    return claimed
 
 
 @dataclass(frozen=True)
@@ -192,13 +219,13 @@ def has_ping_under_way(tx: Session, endpoint_id: UUID) -> bool:
     return bool(tx.scalar(select(exists().where(ping, WebhookDelivery.next_attempt_at.is_not(None)))))
 
 
-def need(tx: Session, delivery_id: UUID, *, client_id: UUID) -> WebhookDelivery:
-    """One delivery that the client may see.
+def need(tx: Session, delivery_id: UUID, *, client_id: UUID, every_client: bool = False) -> WebhookDelivery:
+    """One delivery that the client may see; of an endpoint that hears of everybody only if it may see everybody.
 
     Raises:
         NotFound: There is none.
     """
-    theirs = _matches(Seen(client_id)) & (WebhookDelivery.id == delivery_id)
+    theirs = _matches(Seen(client_id, every_client=every_client)) & (WebhookDelivery.id == delivery_id)
     found = tx.scalar(select(WebhookDelivery).where(theirs).execution_options(populate_existing=True))
     if found is None:
         raise NotFound("there is no such delivery")
@@ -241,6 +268,8 @@ def replay_one(tx: Session, delivery_id: UUID, *, at: datetime) -> None:
 
 def _matches(seen: Seen) -> ColumnElement[bool]:
     theirs = select(WebhookEndpoint.id).where(WebhookEndpoint.client_id == seen.client_id)
+    if not seen.every_client:
+        theirs = theirs.where(~WebhookEndpoint.every_client)
     found = WebhookDelivery.receiver.in_(theirs) | (WebhookDelivery.receiver == seen.client_id)
     wanted = {"endpoint_id": seen.endpoint_id, "request_id": seen.request_id, "event": seen.event}
     for name, value in wanted.items():

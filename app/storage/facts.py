@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from math import inf
 from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.domain.lifecycle import JOB_OPEN, PLANNABLE
 from app.storage import audit, totals
 
@@ -54,7 +56,7 @@ def read(tx: Session, *, now: datetime) -> Facts:
         requests=_open_requests(tx, now),
         jobs=one.jobs or {},
         queues={"planning": one.planning, "unlearn": one.unlearn, "io": one.io},
-        silent=one.silent or {},
+        silent=_silent(one.silent or {}, busy=one.busy),
         log_waits=(now - waits).total_seconds() if waits else None,
         deliveries=one.deliveries,
         counted=totals.read(tx),
@@ -62,28 +64,29 @@ def read(tx: Session, *, now: datetime) -> Facts:
 
 
 def _open_requests(tx: Session, now: datetime) -> list[OpenRequests]:
-    bounds = [now, *(now + timedelta(days=days) for days in DAYS)]
-    by_status: dict[str, list[tuple[int, int, datetime]]] = {}
-    for status, due, number, first in tx.execute(text(_REQUESTS), {"bounds": bounds}):
-        by_status.setdefault(status, []).append((due, number, first))
-    return [_summed(status, rows) for status, rows in by_status.items()]
+    bounds = {f"bound_{place}": now + timedelta(days=days) for place, days in enumerate((0, *DAYS))}
+    return [
+        OpenRequests(row.status, row.number, row.before[0], tuple(row.before[1:]), row.earliest)
+        for row in tx.execute(text(_REQUESTS), bounds)
+    ]
 
 
-def _summed(status: str, rows: list[tuple[int, int, datetime]]) -> OpenRequests:
-    before = [sum(number for due, number, _ in rows if due <= bound) for bound in range(len(DAYS) + 1)]
-    everybody = sum(number for _, number, _ in rows)
-    return OpenRequests(status, everybody, before[0], tuple(before[1:]), min(first for *_, first in rows))
+def _silent(since: dict[str, float], *, busy: bool) -> dict[str, float]:
+    """Every queue has a number: one that never was heard is silent for ever; a live lease is a sign of life."""
+    heard = {name: since.get(name, inf) for name in queue.QUEUES}
+    return {**heard, queue.UNLEARN: 0.0} if busy else heard
 
 
 def _words(words: Iterable[StrEnum]) -> str:
     return ", ".join(sorted(f"'{word}'" for word in words))
 
 
-# One look at each row: six FILTERs took twice the time.
-_REQUESTS = """
-SELECT status, width_bucket(deadline, CAST(:bounds AS timestamptz[])), count(*)::int, min(deadline)
-FROM erasure_requests WHERE closed_at IS NULL GROUP BY 1, 2 ORDER BY 1, 2
-"""
+# Bounds as numbers of their own: with `now + interval` in the filters it took more than twice the time.
+_WITHIN = ", ".join(f"count(*) FILTER (WHERE deadline < :bound_{place})" for place in range(len(DAYS) + 1))
+_REQUESTS = f"""
+SELECT status, count(*)::int AS number, ARRAY[{_WITHIN}]::int[] AS before, min(deadline) AS earliest
+FROM erasure_requests WHERE closed_at IS NULL GROUP BY status ORDER BY status
+"""  # noqa: S608 - our own words
 _STATE = f"""
 SELECT
   (SELECT extract(epoch FROM now - received_at)::float8 FROM erasure_requests
@@ -96,6 +99,7 @@ SELECT
   (SELECT jsonb_object_agg(status, times) FROM (
      SELECT status, count(*) AS times FROM jobs WHERE status IN ({_words(JOB_OPEN)}) GROUP BY status) AS open) AS jobs,
   (SELECT jsonb_object_agg(queue, extract(epoch FROM now - heard_at)) FROM pulses) AS silent,
+  EXISTS (SELECT FROM jobs WHERE status IN ({_words(JOB_OPEN)}) AND lease_until > now) AS busy,
   (SELECT count(*)::int FROM webhook_deliveries WHERE next_attempt_at IS NOT NULL) AS deliveries
 FROM (SELECT CAST(:now AS timestamptz) AS now) AS present
 """  # noqa: S608 - our own words

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Text, cast, exists, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.orm import QueryableAttribute, Session
 
 from app import keyring
 from app.errors import Conflict, Misconfigured, NotFound
@@ -75,6 +76,10 @@ def client_named(tx: Session, name: str) -> Client | None:
     return tx.scalar(select(Client).where(Client.name == name).order_by(Client.created_at).limit(1))
 
 
+OFFICE: Final = frozenset({"requests:read_all", "requests:decide"})
+"""Each of these scopes shows every client's requests."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """Who a caller says it is, before anybody has looked it up: the holder of a key, or the subject of a token."""
@@ -135,6 +140,15 @@ def _held(claim: Claim, subjects: dict[str | None, Client]) -> Holder:
     """A token gets what it asks for, as far as its client may have it."""
     client = subjects.get(claim.subject)
     return Holder(client.id, claim.scopes & set(client.token_scopes)) if client else Holder(None, frozenset())
+
+
+def sees_everybody(client_id: ColumnElement[UUID] | QueryableAttribute[UUID]) -> ColumnElement[bool]:
+    """Whether a client may read every client's requests just now: by a live key, or by its tokens."""
+    office = cast(list(OFFICE), ARRAY(Text))
+    live = ApiKey.revoked_at.is_(None) & (ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()))
+    by_key = exists().where(ApiKey.client_id == client_id, live, cast(ApiKey.scopes, ARRAY(Text)).overlap(office))
+    by_token = Client.oidc_subject.is_not(None) & cast(Client.token_scopes, ARRAY(Text)).overlap(office)
+    return by_key | exists().where(Client.id == client_id, by_token)
 
 
 def every(tx: Session) -> Sequence[tuple[ApiKey, Client]]:

@@ -204,8 +204,7 @@ def move_request(
     if then in _LEAVES:
         tx.execute(update(ErasureRequest).where(ErasureRequest.duplicate_of == request_id).values(duplicate_of=None))
         tx.execute(delete(Target).where(Target.request_id == request_id, Target.result.is_(None)))
-    webhooks.promise(tx, [request_id], event=webhook.event_of(now, then), at=at)
-    portals.promise(tx, [request_id], status=then, at=at)
+    _promise(tx, [request_id], webhook.event_of(now, then), status=then, at=at)
 
 
 def move_requests(
@@ -218,7 +217,7 @@ def move_requests(
     reason: str | None = None,
     approvals: int = 0,
 ) -> None:
-    """Move many waiting requests, which the caller has locked, to where they wait on: two statements for all of them.
+    """Move many waiting requests, which the caller has locked, to where they wait on: as many statements as for one.
 
     Args:
         tx: The caller's transaction.
@@ -247,8 +246,7 @@ def move_requests(
         raise IllegalMove(f"one of {len(request_ids)} requests is no longer {now}")
     told = {"type": f"request.{then}", "detail": {"reason": reason} if reason else {}}
     tx.execute(insert(Event).from_select(["request_id", *told], _each(request_ids, **told)))
-    webhooks.promise(tx, request_ids, event=webhook.event_of(now, then), at=at)
-    portals.promise(tx, request_ids, status=then, at=at)
+    _promise(tx, request_ids, webhook.event_of(now, then), status=then, at=at)
 
 
 def _each(request_ids: Sequence[UUID], **same: Any) -> Select[Any]:  # Any: columns of several types
@@ -262,8 +260,13 @@ def extend(tx: Session, request_id: UUID, *, due: datetime, at: datetime) -> Non
     request = tx.get_one(ErasureRequest, request_id)
     tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(deadline=due))
     audit.enter(tx, "request.extended", {"due": due.isoformat()}, at=at, request_id=request_id)
-    webhooks.promise(tx, [request_id], event=webhook.EXTENDED, at=at)
-    portals.promise(tx, [request_id], status=RequestStatus(request.status), at=at)
+    _promise(tx, [request_id], webhook.EXTENDED, status=RequestStatus(request.status), at=at)
+
+
+def _promise(tx: Session, request_ids: Sequence[UUID], event: str, *, status: RequestStatus, at: datetime) -> None:
+    """Word of a change for all who listen: webhook endpoints, and the portals that the requests came from."""
+    webhooks.promise(tx, request_ids, event=event, at=at)
+    portals.promise(tx, request_ids, status=status, at=at)
 
 
 def end_again(tx: Session, request: ErasureRequest, *, then: RequestStatus, at: datetime) -> bool:

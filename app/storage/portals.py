@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -81,32 +81,49 @@ def group(
 
 def story(tx: Session, row: PortalRequest) -> Story:
     """Where a request stands just now."""
-    now = (ErasureRequest.status, ErasureRequest.reason, ErasureRequest.received_at, ErasureRequest.deadline)
-    request = tx.execute(select(*now).where(ErasureRequest.id == row.request_id)).one()
-    refused = _refused(tx, row.request_id)
+    return stories(tx, [row])[row.request_id]
+
+
+def stories(tx: Session, rows: Sequence[PortalRequest]) -> dict[UUID, Story]:
+    """Where requests stand just now: three statements for all of them."""
+    ids = [row.request_id for row in rows]
+    columns = (ErasureRequest.status, ErasureRequest.reason, ErasureRequest.received_at, ErasureRequest.deadline)
+    found = tx.execute(select(ErasureRequest.id, *columns).where(ErasureRequest.id == func.any(ids))).all()
+    now = {request.id: request for request in found}
+    models: dict[UUID, list[ModelStory]] = {request_id: [] for request_id in ids}
+    for target in requests.targets(tx, ids):
+        models[target.request_id].append(ModelStory(model=target.name, state=target.status, result=target.result))
+    refused = _refused(tx, ids)
+    return {
+        row.request_id: _story(row, now[row.request_id], models[row.request_id], refused[row.request_id])
+        for row in rows
+    }
+
+
+def _story(row: PortalRequest, now: Any, models: Sequence[ModelStory], refused: Sequence[Retained]) -> Story:
+    # ``now`` is Any: a row of ErasureRequest's columns
     return Story(
         request_id=str(row.request_id),
         controller_id=str(row.client_id),
         external_id=row.external_id,
         group_id=row.group_id,
-        state=RequestStatus(request.status),
-        reason=request.reason,
-        received_at=request.received_at,
-        deadline=request.deadline,
+        state=RequestStatus(now.status),
+        reason=now.reason,
+        received_at=now.received_at,
+        deadline=now.deadline,
         sequence=row.told,
-        models=tuple(
-            ModelStory(model=target.name, state=target.status, result=target.result)
-            for target in requests.targets(tx, [row.request_id])
-        ),
+        models=tuple(models),
         ground=next((kept.ground for kept in refused if kept.models is None and kept.data_class is None), None),
         retained=tuple(kept for kept in refused if kept.models is not None or kept.data_class is not None),
     )
 
 
-def _refused(tx: Session, request_id: UUID) -> list[Retained]:
-    ours = (Decision.request_id == request_id) & (Decision.kind == Kind.REFUSED)
-    rows = tx.scalars(select(Decision).where(ours).order_by(Decision.id)).all()
-    return [Retained(ground=row.ground, models=row.models, data_class=row.data_class) for row in rows]
+def _refused(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, list[Retained]]:
+    theirs = (Decision.request_id == func.any(list(request_ids))) & (Decision.kind == Kind.REFUSED)
+    refused: dict[UUID, list[Retained]] = {request_id: [] for request_id in request_ids}
+    for row in tx.scalars(select(Decision).where(theirs).order_by(Decision.id)):
+        refused[row.request_id].append(Retained(ground=row.ground, models=row.models, data_class=row.data_class))
+    return refused
 
 
 def add_callback(tx: Session, callback_id: UUID, request_id: UUID, *, hears: Hears, sealed: bytes) -> None:
@@ -117,31 +134,46 @@ def add_callback(tx: Session, callback_id: UUID, request_id: UUID, *, hears: Hea
 def promise(tx: Session, request_ids: Sequence[UUID], *, status: RequestStatus, at: datetime) -> None:
     """Promise the portals of these requests word of a change, in the transaction that makes it true.
 
-    What is kept is the story as it is now; URL, headers and the portal's words are put to it when it is sent.
+    What is kept is the story as it is now; URL, headers and the portal's words are put to it when it is sent. A few
+    statements for all of them, and one where none came from a portal.
     """
     changed = update(PortalRequest).where(PortalRequest.request_id == func.any(list(request_ids)))
-    counted = changed.values(told=PortalRequest.told + 1).returning(PortalRequest.request_id)
-    for request_id in tx.scalars(counted).all():
-        _promise(tx, request_id, status=status, at=at)
-
-
-def _promise(tx: Session, request_id: UUID, *, status: RequestStatus, at: datetime) -> None:
-    hears = {Hears.EVERY_CHANGE, Hears.UNTIL_THE_END} | ({Hears.THE_END} if status in REQUEST_ENDED else set())
-    listens = and_(
-        PortalCallback.request_id == request_id,
-        PortalCallback.hears.in_(hears),
-        PortalCallback.sealed.is_not(None),
-        PortalCallback.done_at.is_(None),
-    )
-    listeners = tx.scalars(select(PortalCallback.id).where(listens)).all()
-    row = of_request(tx, request_id)
-    if not listeners or row is None:
+    counted = changed.values(told=PortalRequest.told + 1).returning(PortalRequest)
+    rows = {row.request_id: row for row in tx.scalars(counted.execution_options(populate_existing=True))}
+    listeners = _listeners(tx, list(rows), status) if rows else []
+    if not listeners:
         return
-    told = {"request_id": request_id, "receiver": row.client_id, "body": _kept(story(tx, row)), "created_at": at}
-    tx.execute(insert(WebhookDelivery), [{"callback_id": callback_id, **told} for callback_id in listeners])
+    bodies = {key: _kept(told) for key, told in stories(tx, [rows[row.request_id] for row in listeners]).items()}
+    promised = [
+        {
+            "callback_id": row.id,
+            "request_id": row.request_id,
+            "receiver": rows[row.request_id].client_id,
+            "body": bodies[row.request_id],
+            "created_at": at,
+        }
+        for row in listeners
+    ]
+    tx.execute(insert(WebhookDelivery), promised)
     if status in REQUEST_ENDED:
-        ends = PortalCallback.id.in_(listeners) & (PortalCallback.hears != Hears.EVERY_CHANGE)
-        tx.execute(update(PortalCallback).where(ends).values(done_at=at))
+        heard = PortalCallback.id == func.any([row.id for row in listeners])
+        tx.execute(update(PortalCallback).where(heard, PortalCallback.hears != Hears.EVERY_CHANGE).values(done_at=at))
+
+
+def _listeners(tx: Session, request_ids: Sequence[UUID], status: RequestStatus) -> Sequence[Any]:  # Any: two columns
+    """Callbacks that hear of this status, in the order of the requests' arrival."""
+    hears = {Hears.EVERY_CHANGE, Hears.UNTIL_THE_END} | ({Hears.THE_END} if status in REQUEST_ENDED else set())
+    return tx.execute(
+        select(PortalCallback.id, PortalCallback.request_id)
+        .join(ErasureRequest, ErasureRequest.id == PortalCallback.request_id)
+        .where(
+            PortalCallback.request_id == func.any(list(request_ids)),
+            PortalCallback.hears.in_(hears),
+            PortalCallback.sealed.is_not(None),
+            PortalCallback.done_at.is_(None),
+        )
+        .order_by(ErasureRequest.sequence)
+    ).all()
 
 
 def _kept(told: Story) -> bytes:

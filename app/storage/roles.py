@@ -56,6 +56,7 @@ _SEQUENCER: Final = {
     "public.timestamps": "INSERT",
     "public.measurements": "DELETE",
     "public.webhook_deliveries": "DELETE",
+    "public.webhook_endpoints": "DELETE",
     "public.totals": "INSERT, UPDATE (times, value)",
 }
 """What dispatch may besides."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import any_, delete, func, insert, or_, select, update
+from sqlalchemy import Select, any_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain import webhook
@@ -15,7 +15,7 @@ from app.domain.receiver import Failing
 from app.domain.webhook import Scheme
 from app.errors import NotFound
 from app.logs import log
-from app.storage import audit, totals
+from app.storage import audit, keys, totals
 from app.storage.deliveries import PARKED
 from app.storage.tables import ErasureRequest, Event, WebhookDelivery, WebhookEndpoint, WebhookSecret
 
@@ -51,9 +51,10 @@ def promise(tx: Session, request_ids: Collection[UUID], *, event: str, at: datet
 def _told(tx: Session, request_ids: Collection[UUID], event: str) -> Sequence[Any]:  # Any: rows of four columns
     """Who hears what of which request, in the order of the requests' arrival."""
     sequence = select(func.count()).where(Event.request_id == ErasureRequest.id).scalar_subquery()
-    asked = event == any_(WebhookEndpoint.events)
+    asked = any_(WebhookEndpoint.events) == event
     hears = or_(asked, WebhookEndpoint.events.is_(None)) if event in webhook.OUTCOMES else asked
-    theirs = WebhookEndpoint.every_client | (WebhookEndpoint.client_id == ErasureRequest.client_id)
+    everybody = WebhookEndpoint.every_client & keys.sees_everybody(WebhookEndpoint.client_id)
+    theirs = (WebhookEndpoint.client_id == ErasureRequest.client_id) | everybody
     return tx.execute(
         select(
             ErasureRequest.id.label("request_id"),
@@ -78,31 +79,53 @@ def add(tx: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
     return endpoint
 
 
-def need(tx: Session, endpoint_id: UUID, *, client_id: UUID) -> WebhookEndpoint:
-    """A client's endpoint, held until the transaction ends; another's is as good as none.
+def hold_count(tx: Session, client_id: UUID) -> None:
+    """Wait until nobody else adds to this client's endpoints; until the transaction ends."""
+    tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(client_id), 7215005))))
+
+
+def how_many(tx: Session, client_id: UUID) -> tuple[int, int]:
+    """A client's endpoints: those there are, and those that were ended."""
+    ended = func.count(WebhookEndpoint.ended_at)
+    row = tx.execute(select(func.count() - ended, ended).where(WebhookEndpoint.client_id == client_id)).one()
+    return int(row[0]), int(row[1])
+
+
+def need(tx: Session, endpoint_id: UUID, *, client_id: UUID, every_client: bool = False) -> WebhookEndpoint:
+    """A client's endpoint; another's, and one that hears of everybody if the caller may not, is as good as none.
 
     Raises:
         NotFound: The client has no such endpoint.
     """
-    theirs = (WebhookEndpoint.id == endpoint_id) & (WebhookEndpoint.client_id == client_id)
-    found = tx.scalar(
-        select(WebhookEndpoint).where(theirs, WebhookEndpoint.ended_at.is_(None)).with_for_update(key_share=True)
-    )
+    return _found(tx, _theirs(client_id, every_client=every_client).where(WebhookEndpoint.id == endpoint_id))
+
+
+def need_held(tx: Session, endpoint_id: UUID, *, client_id: UUID, every_client: bool = False) -> WebhookEndpoint:
+    """The same, held until the transaction ends.
+
+    Raises:
+        NotFound: The client has no such endpoint.
+    """
+    wanted = _theirs(client_id, every_client=every_client).where(WebhookEndpoint.id == endpoint_id)
+    return _found(tx, wanted.with_for_update(key_share=True))
+
+
+def of_client(tx: Session, client_id: UUID, *, every_client: bool = False) -> Sequence[WebhookEndpoint]:
+    """A client's endpoints, newest first; with those that hear of every client's requests, or without."""
+    theirs = _theirs(client_id, every_client=every_client)
+    return tx.scalars(theirs.order_by(WebhookEndpoint.created_at.desc())).all()
+
+
+def _theirs(client_id: UUID, *, every_client: bool) -> Select[WebhookEndpoint]:
+    theirs = select(WebhookEndpoint).where(WebhookEndpoint.client_id == client_id, WebhookEndpoint.ended_at.is_(None))
+    return theirs if every_client else theirs.where(~WebhookEndpoint.every_client)
+
+
+def _found(tx: Session, wanted: Select[WebhookEndpoint]) -> WebhookEndpoint:
+    found = tx.scalar(wanted)
     if found is None:
         raise NotFound("there is no such webhook endpoint")
     return found
-
-
-def hears_of_everybody(tx: Session, client_id: UUID) -> bool:
-    """Whether an endpoint of the client, ended ones included, heard of other clients' requests: its log names them."""
-    theirs = (WebhookEndpoint.client_id == client_id) & WebhookEndpoint.every_client
-    return tx.scalar(select(WebhookEndpoint.id).where(theirs).limit(1)) is not None
-
-
-def of_client(tx: Session, client_id: UUID) -> Sequence[WebhookEndpoint]:
-    """A client's endpoints, newest first."""
-    theirs = (WebhookEndpoint.client_id == client_id) & WebhookEndpoint.ended_at.is_(None)
-    return tx.scalars(select(WebhookEndpoint).where(theirs).order_by(WebhookEndpoint.created_at.desc())).all()
 
 
 def end(tx: Session, endpoint: WebhookEndpoint, *, at: datetime) -> None:
@@ -221,6 +244,12 @@ def retire_secrets(tx: Session, endpoint_id: UUID, *, scheme: Scheme, at: dateti
 def end_secret(tx: Session, secret_id: UUID) -> None:
     """Delete one secret."""
     tx.execute(delete(WebhookSecret).where(WebhookSecret.id == secret_id))
+
+
+def drop_ended(tx: Session) -> None:
+    """Forget ended endpoints of whose deliveries nothing is left."""
+    logged = exists().where(WebhookDelivery.receiver == WebhookEndpoint.id)
+    tx.execute(delete(WebhookEndpoint).where(WebhookEndpoint.ended_at < func.now() - timedelta(days=1), ~logged))
 
 
 def drop_expired_secrets(tx: Session) -> None:

@@ -13,7 +13,7 @@ from tests.architecture import captions
 from tests.architecture.source import ROOT, Function, Module, modules
 
 WALKS = {
-    "What happens when a request arrives": "app/api/requests.py",
+    "What happens when a request arrives": "app/api/intake.py",
     "How does it forget": "workers/unlearning/",
 }
 MOST_FILES = 5

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 Tree = Any  # Any: what YAML holds
 
-_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\})")
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::(?P<kind>[-?+])(?P<rest>[^}]*))?\})")
 
 
 class VariableMissing(Exception):
@@ -54,7 +54,9 @@ def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
     if match["dollar"]:
         return "$"
     if given := variables.get(match["name"]):
-        return given
+        return match["rest"] if match["kind"] == "+" else given
+    if match["kind"] == "+":
+        return ""
     if match["kind"] == "-":
         return match["rest"]
     raise VariableMissing(match["rest"] or match["name"])

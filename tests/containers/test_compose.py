@@ -175,6 +175,32 @@ def test_unlearning_may_read_recipes_and_not_write_them() -> None:
     assert "recipes:/etc/expunge/recipes:ro" in SERVICES["worker-cpu"]["volumes"]
 
 
+def test_portals_keys_are_read_where_messages_are_signed_and_only_there() -> None:
+    files = ("EXPUNGE_OPENDSR_KEY", "EXPUNGE_OPENDSR_CERTIFICATE")
+    chosen = compose.services({**FILLED, "EXPUNGE_OPENDSR_DOMAIN": "dsr.example"})
+    assert {name for name, service in chosen.items() if set(files) & set(service.get("environment", {}))} == {
+        "api",
+        "worker-io",
+    }
+    for name in ("api", "worker-io"):
+        assert "secrets:/etc/expunge/secrets:ro" in SERVICES[name]["volumes"]
+        assert {str(PurePosixPath(chosen[name]["environment"][file]).parent) for file in files} == {
+            "/etc/expunge/secrets"
+        }
+        assert {SERVICES[name]["environment"][file] for file in files} == {""}, "without a domain it is off"
+
+
+def test_what_an_operator_left_out_is_what_the_code_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SERVICES["api"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    given = {name for name, value in SERVICES["api"]["environment"].items() if value.startswith("given")}
+    ours, untouched = Settings(), Settings.model_construct()
+    for name, field in Settings.model_fields.items():
+        alias = str(field.validation_alias or f"EXPUNGE_{name}".upper())
+        if alias not in given | {"DATABASE_URL"}:
+            assert getattr(ours, name) == getattr(untouched, name), name
+
+
 def test_all_ports_of_the_api_are_one() -> None:
     command = SERVICES["api"]["command"]
     port = command[command.index("--port") + 1]

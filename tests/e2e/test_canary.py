@@ -29,7 +29,7 @@ import redis
 from sqlalchemy import text
 
 from app import planning
-from app.domain import identifiers
+from app.domain import identifiers, webhook
 from app.embedded import Postgres, Valkey
 from app.storage import migrate
 from app.storage.sessions import transaction
@@ -198,7 +198,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
             with house.client() as client:
                 seen.found["metrics"] = client.get("/metrics").content
             assert b"expunge.erase" in monitor.heard
-            assert listener.messages
+            told = {json.loads(message.body)["type"] for message in listener.messages}
+            outcomes = ("completed", "no_data", "cancelled", "needs_attention", "reopened", "queued", "in_progress")
+            assert told >= {f"erasure_request.{outcome}" for outcome in outcomes}
             yield seen
 
 
@@ -206,7 +208,8 @@ def live(seen: Places, listener: Listener, broker: redis.Redis) -> None:
     """Everything that can happen to a person, in order."""
     house = seen.house
     with house.client() as client:
-        seen.answers["endpoint"] = client.post("/v1/webhook-endpoints", json={"url": listener.url}).content
+        endpoint = {"url": listener.url, "events": list(webhook.EVENTS), "schemes": ["v1", "v1a"]}
+        seen.answers["endpoint"] = client.post("/v1/webhook-endpoints", json=endpoint).content
     ids = ask(seen)
     misuse(seen)
     misuse_every_route(seen)

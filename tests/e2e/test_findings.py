@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import func, select, text
 
-from app import intake
+from app import decisions, keymaking
 from app.domain.lifecycle import RequestStatus
 from app.storage import jobs
 from app.storage.sessions import transaction
@@ -33,7 +33,7 @@ def test_who_took_the_request_back_is_not_in_the_ledger(bench: Bench) -> None:
     bench.plan()
     assert bench.request(request_id).status == RequestStatus.QUEUED
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
+        decisions.cancel(tx, request_id, by=keymaking.operator(tx), now=bench.now(), settings=bench.ctx.settings)
         assert tx.scalar(select(func.count()).select_from(Suppression)) == 0
 
 

@@ -147,13 +147,13 @@ def test_an_endpoint_on_an_address_that_is_not_allowed_is_refused_at_once(ground
     assert grounds.rows(count) == before
 
 
-def test_a_name_that_leads_inside_is_refused_when_sending_and_not_tried_again(grounds: Grounds) -> None:
+def test_a_name_that_leads_inside_is_refused_when_sending_and_waits_as_one_that_is_unknown(grounds: Grounds) -> None:
     """Only 127.0.0.2 is allowed; `localhost` looks like any name at registration and turns out to be 127.0.0.1."""
     with endpoint(grounds, f"https://localhost:{grounds.listener.port}/hook"):
         request_id = grounds.demand_of_nobody()
-        delivery = settled(grounds, request_id)
-    assert (delivery["attempts"], delivery["delivered_at"]) == (1, None)
-    assert "not public" in delivery["last_outcome"]
+        delivery = attempted(grounds, request_id, 1)
+    assert delivery["delivered_at"] is None
+    assert delivery["last_outcome"] == "address refused or unknown"
     assert grounds.listener.about(request_id) == []
     ended = grounds.house.show(request_id)
     assert (ended["status"], ended["reason"]) == ("no_data", "no model of the request was trained on the person")

@@ -9,14 +9,14 @@ import pytest
 from dateutil.relativedelta import relativedelta
 from sqlalchemy import func, select, text
 
-from app import decisions, notices, planning
+from app import certificates, decisions, notices, planning
 from app.domain.decisions import EXPLAINED, Ground, Notice
 from app.domain.lifecycle import WAITING
 from app.errors import Conflict, Invalid, NotFound
 from app.storage import audit, jobs
 from app.storage import decisions as stored
 from app.storage.sessions import transaction
-from app.storage.tables import AuditEntry, Decision, Suppression, Target
+from app.storage.tables import AuditEntry, Decision, Event, Suppression, Target
 from tests import toy
 from tests.deciding import Office
 from tests.pipeline import Bench, register
@@ -67,7 +67,7 @@ def test_by_policy_the_month_begins_with_the_confirmation_and_receipt_stays(empt
 
 
 def test_two_must_agree_nobody_twice_and_not_who_asked(bench: Bench) -> None:
-    people = office(bench, approval="all", approvals=2)
+    people = office(bench, approval_policy="all", approvals_asked=2)
     request_id = people.demand(3)
     bench.plan()
     assert people.status(request_id) == "pending"
@@ -87,7 +87,7 @@ def test_two_must_agree_nobody_twice_and_not_who_asked(bench: Bench) -> None:
 
 
 def test_where_one_must_agree_it_may_be_who_asked(bench: Bench) -> None:
-    people = office(bench, approval="all")
+    people = office(bench, approval_policy="all")
     request_id = people.demand(3)
     bench.plan()
     assert people.approve(request_id, by=people.portal) == "approved"
@@ -129,6 +129,29 @@ def test_a_hold_needs_a_day_to_come(empty: Bench) -> None:
     request_id = people.demand(3)
     with pytest.raises(Invalid, match="lies in the future"):
         people.hold(request_id, until=empty.now() - SOON)
+
+
+def test_days_are_the_controllers_in_a_holds_reason_and_on_the_certificate(bench: Bench) -> None:
+    elsewhere = ("Pacific/Kiritimati", "Pacific/Pago_Pago")  # in one of them it is always another day than in UTC
+    zone = next(z for z in elsewhere if bench.now().astimezone(ZoneInfo(z)).date() != bench.now().date())
+    register(bench, "second")
+    people = office(bench, time_zone=zone)
+    request_id = people.demand(3)
+    people.hold(request_id, until=datetime(2999, 1, 15, tzinfo=ZoneInfo(zone)))
+    assert bench.request(request_id).reason == "legal_hold, to be reviewed on 2999-01-15"
+    people.release(request_id)
+    people.refuse(request_id, models=["second"])
+    bench.run_all()
+    said = certificates.payload(bench.certificate(request_id))["predicate"]
+    today = bench.now().astimezone(ZoneInfo(zone)).date().isoformat()
+    assert [kept["decided"] for kept in said["retained"]] == [said["completed"]] == [today]
+
+
+def test_what_is_taken_back_says_once_by_whom(empty: Bench) -> None:
+    people = office(empty)
+    request_id = people.demand(3)
+    assert people.cancel(request_id) == people.cancel(request_id) == "cancelled"
+    assert [(d.kind, d.client_id) for d in people.decided(request_id)] == [("cancelled", people.portal)]
 
 
 def test_everything_that_waits_can_be_held_refused_and_taken_back(bench: Bench) -> None:
@@ -318,7 +341,7 @@ def test_a_suspended_clock_is_extended_from_where_it_began(empty: Bench) -> None
 
 
 def test_each_of_many_has_its_own_outcome(bench: Bench) -> None:
-    people = office(bench, approval="all")
+    people = office(bench, approval_policy="all")
     ids = [people.demand(person) for person in range(3)]
     bench.plan()
     people.cancel(ids[1])
@@ -331,7 +354,8 @@ def test_each_of_many_has_its_own_outcome(bench: Bench) -> None:
         "approved",
     ]
     assert [people.status(i) for i in ids] == ["approved", "cancelled", "approved"]
-    assert [len(people.decided(i)) for i in ids] == [1, 0, 1]
+    kinds = [[decision.kind for decision in people.decided(i)] for i in ids]
+    assert kinds == [["approved"], ["cancelled"], ["approved"]]
 
 
 def test_each_decision_that_the_log_has_a_word_for_is_in_it(empty: Bench) -> None:
@@ -452,13 +476,16 @@ def test_an_extension_is_not_lawful_until_the_person_is_told(empty: Bench) -> No
     assert problem(told) is None
     assert "after the last day" in (problem(late) or "")
     assert people.decided(told)[0].notified_at == received + timedelta(days=6)
-    assert people.events(told).count("notice.sent") == 1
+    with transaction(empty.ctx.engine) as tx:
+        sent = select(Event.detail).where(Event.request_id == told, Event.type == "notice.sent")
+        [detail] = tx.scalars(sent)
+    assert detail["said_by"] == str(people.ben)
 
 
 def mark(people: Office, request_id, kind: Notice, *, at: datetime) -> None:
     with transaction(people.bench.ctx.engine) as tx:
         request = people.bench.request(request_id)
-        notices.note_sent(tx, request, kind, at=at, now=at, settings=people.settings)
+        notices.note_sent(tx, request, kind, by=people.ben, at=at, now=at, settings=people.settings)
 
 
 def test_an_operators_template_takes_the_place_of_ours(empty: Bench, tmp_path) -> None:

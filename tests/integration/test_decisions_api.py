@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 from sqlalchemy import text
 
 from app import keymaking
+from app.domain import deadlines
 from app.storage.sessions import transaction
 from tests.house import Installation
 
@@ -80,6 +82,18 @@ def test_an_officer_decides_about_every_clients_requests_and_a_portal_about_none
     for path in ("decisions", "notices", "notices/refusal"):
         assert stranger.get(f"{PATH}/{request_id}/{path}").status_code == 404
     assert stranger.post(f"{PATH}/{request_id}/notices/refusal:sent").status_code == 404
+
+
+def test_an_officer_finds_what_waits_for_people(
+    front_door: Installation, portal: httpx.Client, officer: httpx.Client
+) -> None:
+    waits, other = demand(portal), demand(portal)
+    let_wait(front_door, waits)
+    answer = officer.get(PATH, params={"status": "pending", "limit": 1000})
+    found = {item["id"] for item in answer.json()["items"]}
+    assert waits in found
+    assert other not in found
+    assert officer.get(f"{PATH}/{waits}").json()["approvals_needed"] == 1
 
 
 def test_a_portal_vouches_for_its_own_people_only(front_door: Installation, portal: httpx.Client) -> None:
@@ -160,6 +174,65 @@ def test_a_bad_decision_names_the_field_and_echoes_nothing(
     assert answer.status_code == 422, answer.text
     assert field in [problem["field"] for problem in answer.json()["errors"]]
     assert CANARY not in answer.text
+
+
+def test_the_command_line_tells_the_controllers_days(front_door: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = ZoneInfo("America/Los_Angeles")
+    monkeypatch.setitem(front_door.environment, "EXPUNGE_TIME_ZONE", zone.key)
+    run = lambda *arguments, **more: front_door.cli("requests", *arguments, **more)  # noqa: E731
+    before = deadlines.due(datetime.now(UTC), zone)
+    made = run("create", stdin=f"{uuid4()}\n").stdout
+    days = {f"{due:%F}" for due in (before, deadlines.due(datetime.now(UTC), zone))}
+    request_id = made.split()[0]
+    assert made.split()[-1] in days
+    assert any(f"received, due {day}\n" in run("show", request_id).stdout for day in days)
+    [row] = [line for line in run("list", "--limit", "1000").stdout.splitlines() if request_id in line]
+    assert row.split()[-2] in days
+    extended = run("extend", request_id, "--months", "1", "--reason", "number").stdout.splitlines()[0].split()[-1]
+    with transaction(front_door.engine) as tx:
+        deadline = tx.scalar(text("SELECT deadline FROM erasure_requests WHERE id = :id"), {"id": request_id})
+    assert extended == f"{deadline.astimezone(zone):%F}"
+    listed = run("notices", request_id).stdout
+    assert any(day in listed for day in days)
+
+
+def test_the_command_line_shows_how_a_request_stands(front_door: Installation, portal: httpx.Client) -> None:
+    request_id = demand(portal, identity_level="high")
+    let_wait(front_door, request_id)
+    run = lambda *arguments: front_door.cli("requests", *arguments).stdout  # noqa: E731
+    shown = run("show", request_id)
+    for said in ("identity: high (needed: low)", "models: all", "approvals: 0 of 1 needed"):
+        assert said in shown
+    assert "overdue" not in shown
+    run("approve", request_id)
+    with transaction(front_door.engine) as tx:
+        late = text("UPDATE erasure_requests SET deadline = now() - interval '1 day' WHERE id = :id")
+        tx.execute(late, {"id": request_id})
+    shown = run("show", request_id)
+    assert "approvals: 1 of 1 needed" in shown
+    assert ", overdue" in shown
+
+
+def test_the_command_line_writes_down_the_day_on_which_a_person_was_told(
+    front_door: Installation, portal: httpx.Client
+) -> None:
+    run = lambda *arguments: front_door.cli("requests", *arguments)  # noqa: E731
+    told, other, today = demand(portal), demand(portal), f"{datetime.now(UTC):%F}"
+    extend = ("extend", told, "--months", "1", "--reason", "number", "--notified")
+    assert "--notified" in run(*extend, "2999-01-01").stderr
+    assert "not lawful" not in run(*extend, today).stdout
+    assert portal.get(f"{PATH}/{told}/decisions").json()["items"][0]["notified_at"][:10] == today
+    run("notices", other, "--sent", "receipt", "--on", today)
+    [receipt] = portal.get(f"{PATH}/{other}/notices").json()["items"]
+    assert receipt["sent_at"][:10] == today
+    for wrong, named in (
+        (("--sent", "receipt", "--kind", "receipt"), "--sent"),
+        (("--on", today), "--on"),
+        (("--sent", "receipt", "--on", "2999-01-01"), "--on"),
+        (("--sent", "receipt", "--on", "2020-01-01"), "sent_at"),
+    ):
+        bad = run("notices", other, *wrong)
+        assert (bad.returncode, bad.stderr.startswith(f"error {named}")) == (1, True), bad.stderr
 
 
 def test_the_command_line_decides_too(front_door: Installation, portal: httpx.Client) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from sqlalchemy import func, select, text, update
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from app import callbacks, keymaking
+from app import keymaking, supervisor, webhooks
 from app.domain import webhook
 from app.domain.webhook import Outcome, Scheme
-from app.storage import deliveries, moves, totals, webhooks
+from app.queue import IO
+from app.storage import deliveries, moves, totals
+from app.storage import webhooks as stored
 from app.storage.sessions import transaction
 from app.storage.tables import (
     Client,
@@ -67,11 +70,19 @@ class Office:
     ctx: Clock
     client_id: UUID
 
-    def endpoint(self, url: str, *, schemes: tuple[Scheme, ...] = (Scheme.V1,)) -> tuple[UUID, callbacks.NewSecret]:
+    def other(self) -> Office:
+        """Another client of the same house."""
         with transaction(self.ctx.engine) as tx:
-            made, secrets = callbacks.register(
+            client = Client(name=uuid4().hex)
+            tx.add(client)
+            tx.flush()
+            return replace(self, client_id=client.id)
+
+    def endpoint(self, url: str, *, schemes: tuple[Scheme, ...] = (Scheme.V1,)) -> tuple[UUID, webhooks.NewSecret]:
+        with transaction(self.ctx.engine) as tx:
+            made, secrets = webhooks.register(
                 tx,
-                callbacks.Wanted(url),
+                webhooks.Wanted(url),
                 schemes=schemes,
                 client_id=self.client_id,
                 every_client=False,
@@ -91,7 +102,7 @@ class Office:
     def promise(self, request_id: UUID, event: str = COMPLETED) -> None:
         with transaction(self.ctx.engine) as tx:
             moves.record(tx, event, request_id=request_id)
-            webhooks.promise(tx, [request_id], event=event, at=self.ctx.now())
+            stored.promise(tx, [request_id], event=event, at=self.ctx.now())
 
     def ring(self, limit: int = 100) -> list[UUID]:
         with transaction(self.ctx.engine) as tx:
@@ -220,15 +231,25 @@ def test_no_transaction_is_open_while_a_receiver_thinks(office: Office) -> None:
 
 
 def test_two_rings_send_one_message(office: Office) -> None:
-    with Receiver(hang) as receiver:
+    answered = threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        answered.wait(10)
+        OK(connection)
+
+    patient = replace(office.ctx, settings=office.ctx.settings.model_copy(update={"webhook_seconds": 15}))
+    with Receiver(slow) as receiver:
         office.endpoint(receiver.url)
         office.promise(office.request())
         [delivery_id] = office.ring()
-        workers = [threading.Thread(target=notify.deliver, args=(office.ctx, delivery_id)) for _ in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        worker = threading.Thread(target=notify.deliver, args=(patient, delivery_id))
+        worker.start()
+        wait_until(lambda: receiver.received, 5, "the attempt is under way")
+        for _ in range(3):
+            notify.deliver(patient, delivery_id)
+        answered.set()
+        worker.join()
+        notify.deliver(patient, delivery_id)
         assert len(receiver.received) == 1
 
 
@@ -281,16 +302,62 @@ def test_thousands_for_one_receiver_do_not_keep_another_waiting(office: Office) 
 
 
 def test_a_receiver_that_fails_has_one_slot_and_all_of_them_share_eight(office: Office) -> None:
-    failing = [office.endpoint(f"https://dead-{number}.example/")[0] for number in range(12)]
+    owners = [office.other() for _ in range(4)]
+    failing = [owner.endpoint(f"https://dead-{number}.example/")[0] for number, owner in enumerate(owners * 3)]
     well, _ = office.endpoint("https://well.example/")
     for endpoint_id in failing:
         office.set(WebhookEndpoint, endpoint_id, failures=1)
-    for _ in range(6):
-        office.promise(office.request())
+    for owner in (*owners, office):
+        for _ in range(6):
+            owner.promise(owner.request())
     rung = [office.one(WebhookDelivery, id=i).endpoint_id for i in office.ring() + office.ring()]
     assert rung.count(well) == deliveries.SLOTS
     assert len(rung) == deliveries.SLOTS + 8
     assert max(rung.count(endpoint_id) for endpoint_id in failing) == 1
+
+
+def test_a_client_with_fifty_receivers_has_half_of_a_workers_slots(office: Office) -> None:
+    for number in range(50):
+        office.endpoint(f"https://dead-{number}.example/")
+    for _ in range(3):
+        office.promise(office.request())
+    quiet = office.other()
+    quiet.endpoint("https://quiet.example/")
+    quiet.promise(quiet.request())
+    receivers = {e.id: e.client_id for e in office.all(WebhookEndpoint)}
+    rung = [receivers[office.one(WebhookDelivery, id=i).endpoint_id] for i in office.ring() + office.ring()]
+    assert (rung.count(office.client_id), rung.count(quiet.client_id)) == (deliveries.CLIENT_SLOTS, 1)
+
+
+def test_receivers_that_fail_leave_their_clients_others_room(office: Office) -> None:
+    for number in range(12):
+        endpoint_id, _ = office.endpoint(f"https://dead-{number}.example/")
+        office.set(WebhookEndpoint, endpoint_id, failures=1)
+    office.promise(office.request())
+    well, _ = office.endpoint("https://well.example/")
+    office.promise(office.request())
+    rung = [office.one(WebhookDelivery, id=i).endpoint_id for i in office.ring() + office.ring()]
+    assert (rung.count(well), len(rung)) == (1, 5)
+
+
+def test_no_more_is_rung_than_a_worker_attempts_at_once(office: Office) -> None:
+    for _ in range(4):
+        owner = office.other()
+        for number in range(3):
+            owner.endpoint(f"https://portal-{number}.example/")
+        for _ in range(4):
+            owner.promise(owner.request())
+    assert len(office.ring()) == deliveries.ALL_SLOTS
+    assert office.ring() == []
+    assert f"--concurrency {deliveries.ALL_SLOTS} " in " ".join(supervisor.worker_command(IO))
+
+
+def test_of_one_receiver_that_fails_one_message_is_under_way(office: Office) -> None:
+    endpoint_id, _ = office.endpoint("https://dead.example/")
+    office.set(WebhookEndpoint, endpoint_id, failures=1)
+    for _ in range(6):
+        office.promise(office.request())
+    assert len(office.ring() + office.ring()) == 1
 
 
 def test_a_worker_goes_on_with_a_receiver_that_answers_and_stops_at_the_first_failure(office: Office) -> None:
@@ -359,7 +426,10 @@ def test_who_asks_for_less_or_hangs_is_left_alone_for_a_minute_or_two(
         endpoint = office.one(WebhookEndpoint, id=endpoint_id)
         office.endpoint(other.url)
         office.promise(office.request())
-        office.deliver()
+        rung = office.ring()
+        assert (endpoint_id in {office.one(WebhookDelivery, id=i).endpoint_id for i in rung}) == (least is None)
+        for delivery_id in rung:
+            notify.deliver(office.ctx, delivery_id)
         assert len(other.received) == 1
         assert len(receiver.received) == (1 if least else 2)
     if least is None or most is None:
@@ -368,6 +438,46 @@ def test_who_asks_for_less_or_hangs_is_left_alone_for_a_minute_or_two(
     rest = endpoint.throttled_until - datetime.now(UTC)
     assert timedelta(seconds=least - 5) < rest <= timedelta(seconds=most)
     assert office.all(WebhookDelivery)[0].next_attempt_at >= endpoint.throttled_until - timedelta(milliseconds=1)
+
+
+def test_a_receiver_that_takes_its_time_is_told_and_then_left_alone_for_a_minute(office: Office) -> None:
+    def late(connection: socket.socket) -> None:
+        threading.Event().wait(5.2)
+        OK(connection)
+
+    patient = replace(office.ctx, settings=office.ctx.settings.model_copy(update={"webhook_seconds": 15}))
+    with Receiver(late) as receiver:
+        endpoint_id, _ = office.endpoint(receiver.url)
+        for _ in range(2):
+            office.promise(office.request())
+        notify.deliver(patient, office.all(WebhookDelivery)[0].id)
+        assert len(receiver.received) == 1
+        assert office.ring() == []
+    endpoint, told = office.one(WebhookEndpoint, id=endpoint_id), office.all(WebhookDelivery)[0]
+    assert (told.last_outcome, endpoint.failures) == ("status 204", 0)
+    assert timedelta(seconds=50) < endpoint.throttled_until - datetime.now(UTC) <= timedelta(seconds=60)
+
+
+def test_a_name_that_leads_inside_and_one_that_nobody_knows_look_the_same_to_their_owner(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host != "wiki.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    for url in ("https://wiki.example/", "https://nothing.example/"):
+        office.endpoint(url)
+    office.promise(office.request())
+    seen = []
+    for delivery_id in office.ring():
+        notify.deliver(office.ctx, delivery_id)
+        attempt = office.one(WebhookAttempt, delivery_id=delivery_id)
+        delivery = office.one(WebhookDelivery, id=delivery_id)
+        waits = delivery.next_attempt_at is not None
+        seen.append((attempt.outcome, attempt.error, attempt.status_code, delivery.last_outcome, waits))
+    assert seen == [("retry", "address refused or unknown", None, "address refused or unknown", True)] * 2
 
 
 def test_a_worker_that_was_rung_before_a_rest_began_keeps_it(office: Office) -> None:
@@ -420,7 +530,10 @@ def test_five_days_of_nothing_but_failures_and_the_owner_is_told(office: Office)
 def test_one_success_in_between_begins_the_five_days_anew(office: Office) -> None:
     with Receiver(status(500)) as receiver:
         endpoint_id, _ = office.endpoint(receiver.url)
-        fail_daily(office, range(4))
+        for _ in range(3):
+            office.promise(office.request())
+        office.deliver()
+        fail_daily(office, range(1, 5))
         receiver.answer = OK
         fail_daily(office, range(4, 5))
         receiver.answer = status(500)
@@ -441,8 +554,8 @@ def test_gone_disables_at_once_and_what_is_undelivered_waits_for_the_owner(offic
         assert [d.last_outcome for d in office.all(WebhookDelivery)] == ["status 410", *[deliveries.PARKED] * 2]
         receiver.answer = OK
         with transaction(office.ctx.engine) as tx:
-            row = webhooks.need(tx, endpoint_id, client_id=office.client_id)
-            assert callbacks.switch_on(tx, row, now=office.ctx.now()) == 2
+            row = stored.need(tx, endpoint_id, client_id=office.client_id)
+            assert webhooks.switch_on(tx, row, now=office.ctx.now()) == 2
         office.deliver()
         assert len(receiver.received) == 3
 
@@ -454,9 +567,9 @@ def test_a_ping_reaches_a_disabled_endpoint_and_is_tried_once(office: Office) ->
         for answer, outcome in ((OK, "status 204"), (status(500), "given up: status 500")):
             receiver.answer = answer
             with transaction(office.ctx.engine) as tx:
-                row = webhooks.need(tx, endpoint_id, client_id=office.client_id)
-                callbacks.switch_off(tx, row, now=office.ctx.now())
-                sent = callbacks.ping(tx, row, now=office.ctx.now())
+                row = stored.need(tx, endpoint_id, client_id=office.client_id)
+                webhooks.switch_off(tx, row, now=office.ctx.now())
+                sent = webhooks.ping(tx, row, now=office.ctx.now())
             office.deliver()
             delivery = office.one(WebhookDelivery, id=sent.id)
             assert (delivery.last_outcome, delivery.next_attempt_at) == (outcome, None)
@@ -484,9 +597,9 @@ def test_while_secrets_overlap_both_are_accepted_and_afterwards_the_new_one(offi
     with Receiver(OK) as receiver:
         endpoint_id, old = office.endpoint(receiver.url)
         with transaction(office.ctx.engine) as tx:
-            row = webhooks.need(tx, endpoint_id, client_id=office.client_id)
+            row = stored.need(tx, endpoint_id, client_id=office.client_id)
             overlap = timedelta(hours=24)
-            new = callbacks.rotate(
+            new = webhooks.rotate(
                 tx, row, Scheme.V1, overlap=overlap, now=office.ctx.now(), settings=office.ctx.settings
             )
         assert old.shared is not None
@@ -535,7 +648,7 @@ def test_old_deliveries_go_with_their_attempts_and_what_is_under_way_stays(offic
         office.set(WebhookDelivery, delivery.id, created_at=datetime.now(UTC) - timedelta(days=91))
     office.promise(office.request())
     with transaction(office.ctx.engine) as tx:
-        callbacks.tidy(tx, settings=office.ctx.settings)
+        webhooks.tidy(tx, settings=office.ctx.settings)
         assert tx.scalar(select(func.count()).select_from(WebhookAttempt)) == 0
     first, _ = office.all(WebhookDelivery)
     assert first.id == waiting.id
@@ -548,7 +661,7 @@ def test_secrets_that_no_longer_sign_and_promises_to_closed_endpoints_are_cleare
     office.set(WebhookEndpoint, endpoint_id, disabled_at=datetime.now(UTC))  # in the moment of the promise
     assert office.ring() == []
     with transaction(office.ctx.engine) as tx:
-        callbacks.tidy(tx, settings=office.ctx.settings)
+        webhooks.tidy(tx, settings=office.ctx.settings)
     assert office.one(WebhookSecret).scheme == "v1a"
     assert (office.one(WebhookDelivery).last_outcome, office.one(WebhookDelivery).next_attempt_at) == (
         deliveries.PARKED,

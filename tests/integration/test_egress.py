@@ -413,14 +413,23 @@ def test_a_body_without_end_is_cut_at_the_cap(serve):
     began = time.monotonic()
     assert send(server.url, timeout_seconds=5).status_code == 200
     assert time.monotonic() - began < 2
-    assert sum(sent) < 100 * MAX_BODY_BYTES  # what the socket buffers took
+    assert sum(sent) < 400 * MAX_BODY_BYTES  # what the socket buffers took
 
 
-def test_a_dripping_body_is_cut_at_the_deadline_and_its_status_counts(serve):
-    server = serve(drip(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"))
-    found = send(server.url, timeout_seconds=0.4)
-    assert found.status_code == 202
-    assert 350 < found.elapsed_ms < 1500
+@pytest.mark.parametrize(
+    "answer",
+    [
+        drip(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        drip(b"HTTP/1.1 202 Accepted\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        lambda connection: (connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: 9\r\n\r\n"), time.sleep(9)),
+    ],
+    ids=["chunks", "a length", "silence"],
+)
+def test_a_dripping_body_is_cut_after_half_a_second_and_its_status_counts(serve, answer):
+    began = time.monotonic()
+    found = send(serve(answer).url, timeout_seconds=8)
+    assert (found.status_code, found.elapsed_ms < 400) == (202, True)
+    assert time.monotonic() - began < 1.5
 
 
 def test_headers_without_end_are_cut_before_they_fill_the_memory(serve):
@@ -647,9 +656,10 @@ def test_an_authority_that_the_system_does_not_know_is_not_trusted(serve, author
     assert server.requests == []
 
 
-def test_a_tls_body_that_drips_is_cut_at_the_deadline(serve, authority):
+def test_a_tls_body_that_drips_is_cut_after_half_a_second(serve, authority):
     serving, trust = authority
     server = serve(drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), tls=serving(x509.IPAddress(ip_address("127.0.0.1"))))
-    found = send(f"https://127.0.0.1:{server.port}/", trust=trust, timeout_seconds=0.6)
+    began = time.monotonic()
+    found = send(f"https://127.0.0.1:{server.port}/", trust=trust, timeout_seconds=8)
     assert found.status_code == 200
-    assert 550 < found.elapsed_ms < 1500
+    assert 0.4 < time.monotonic() - began < 1.5

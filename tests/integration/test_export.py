@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import threading
+from contextlib import ExitStack
 from uuid import uuid4
 
 import httpx
@@ -112,3 +113,15 @@ def test_bad_filters_are_refused(front_door: Installation) -> None:
             client.get(EXPORT, params=p).status_code for p in ({}, {"format": "xls"}, {"format": "csv", "status": "x"})
         ]
     assert answers == [422, 422, 422]
+
+
+def test_a_third_of_one_client_is_told_to_wait_and_others_are_served(front_door: Installation) -> None:
+    demands(front_door, 8000, reference="unread")
+    asked = {"format": "ndjson", "reference": "unread"}
+    key = front_door.cli("keys", "create", uuid4().hex, "--scope", "requests:read_all").stdout.strip()
+    with front_door.client() as client, ExitStack() as stack:
+        unread = [stack.enter_context(client.stream("GET", EXPORT, params=asked)) for _ in range(3)]
+        assert [answer.status_code for answer in unread] == [200, 200, 503]
+        url = f"http://127.0.0.1:{front_door.port}{EXPORT}"
+        with httpx.stream("GET", url, params=asked, headers={"Authorization": f"Bearer {key}"}) as other:
+            assert other.status_code == 200

@@ -6,6 +6,8 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -20,6 +22,9 @@ from uvicorn import Config, Server
 from app import keymaking
 from app.api import wire
 from app.api.auth import Scope
+from app.api.bodies import ReadBody
+from app.api.call_log import CallLog
+from app.api.caller_address import Peers
 from app.domain.identifiers import new_api_key
 from app.storage.sessions import transaction
 from tests.house import Installation, installation
@@ -27,6 +32,9 @@ from tests.services import new_database
 
 pytestmark = pytest.mark.slow
 PATH = "/v1/erasure-requests"
+NOBODYS = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
+NOBODYS = "4f0c8f0e-5d0b-4c53-9d0e-6c1a3d1c2b7a"
+"""An id that no request has."""
 EACH_ITS_OWN = {"date", "x-request-id"}
 
 
@@ -179,14 +187,14 @@ def test_a_request_that_comes_too_slowly_is_dropped(house: Installation, monkeyp
     [
         f"{PATH}/%2e%2e/models",
         f"{PATH}/..%2fmodels",
-        f"{PATH}%2f{uuid4()}",
-        f"{PATH}/{uuid4()}%2fcertificate",
-        f"{PATH}/{uuid4()}:",
-        f"{PATH}/{uuid4()}:cancel:cancel",
-        f"{PATH}/{uuid4()}:Cancel",
-        f"{PATH}/{uuid4()}：cancel",
+        f"{PATH}%2f{NOBODYS}",
+        f"{PATH}/{NOBODYS}%2fcertificate",
+        f"{PATH}/{NOBODYS}:",
+        f"{PATH}/{NOBODYS}:cancel:cancel",
+        f"{PATH}/{NOBODYS}:Cancel",
+        f"{PATH}/{NOBODYS}：cancel",
         f"{PATH}:",
-        f"{PATH}//{uuid4()}",
+        f"{PATH}//{NOBODYS}",
         "//v1/models",
         "/v1/models/..",
         "/V1/models",
@@ -204,7 +212,7 @@ def test_an_odd_spelling_of_a_path_is_nobodys_way_in(house: Installation, http: 
         assert b"application/problem+json" in said or status == 400
 
 
-@pytest.mark.parametrize("path", [PATH, "/v1/models", "/v1/webhook-endpoints", f"{PATH}/{uuid4()}:cancel"])
+@pytest.mark.parametrize("path", [PATH, "/v1/models", "/v1/webhook-endpoints", f"{PATH}/{NOBODYS}:cancel"])
 def test_other_methods_are_told_which_there_are(http: httpx.Client, path: str) -> None:
     shown = http.options(path)
     assert shown.status_code == 405
@@ -226,7 +234,7 @@ def test_no_page_elsewhere_may_read_us_through_a_visitors_browser(http: httpx.Cl
     [
         ("GET", "/v1/models", 200),
         ("GET", PATH, 200),
-        ("GET", f"{PATH}/{uuid4()}", 404),
+        ("GET", f"{PATH}/{NOBODYS}", 404),
         ("POST", PATH, 422),
         ("PUT", PATH, 405),
         ("GET", "/nowhere", 404),
@@ -289,8 +297,8 @@ def test_keys_that_are_unknown_revoked_or_expired_are_answered_alike_in_words_an
 
 BODIES = {
     PATH: {"user_id": "somebody"},
-    f"{PATH}:approve": {"ids": [str(uuid4())]},
-    f"{PATH}/{uuid4()}:refuse": {"ground": "art17_3_e_legal_claims"},
+    f"{PATH}:approve": {"ids": [NOBODYS]},
+    f"{PATH}/{NOBODYS}:refuse": {"ground": "art17_3_e_legal_claims"},
     "/v1/webhook-endpoints": {"url": "https://portal.example/hook"},
 }
 SMUGGLED = [
@@ -308,8 +316,190 @@ SMUGGLED = [
 
 @pytest.mark.parametrize("path", BODIES)
 def test_a_field_that_is_not_the_callers_to_set_is_refused(http: httpx.Client, path: str) -> None:
-    for name in SMUGGLED:
+    for name in set(SMUGGLED) - ({"every_client"} if path == "/v1/webhook-endpoints" else set()):
         answer = http.post(path, json={**BODIES[path], name: "completed"})
         assert answer.status_code == 422, name
         assert "there is no such field; remove it" in answer.text
         assert f'"field":"{name}"' not in answer.text, "an unknown name is the caller's own text"
+
+
+BATCH = f"{PATH}:batch"
+LARGE_ROUTES = (BATCH, "/v1/suppressions:check", "/v1/suppressions:tokens")
+
+
+@pytest.mark.parametrize("path", LARGE_ROUTES)
+def test_a_stranger_is_refused_before_its_large_body(house: Installation, path: str) -> None:
+    def said(authorization: str, *parts: bytes) -> bytes:
+        lines = (f"POST {path} HTTP/1.1", "Host: x", authorization, "Content-Length: 3000000", "", "")
+        return raw(house, "\r\n".join(lines).encode(), *parts)[:12]
+
+    guess = f"Authorization: Bearer {new_api_key(b'g' * 32)}"
+    assert said("X-Nobody: 1") == said("Authorization: Bearer exk_nonsense") == b"HTTP/1.1 401"
+    assert said(guess, b"x" * 60_000) == b"", "so much is read of everybody, and then we wait"
+    assert said(guess, b"x" * 70_000) == b"HTTP/1.1 401"
+    with transaction(house.engine) as tx:
+        _, other = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.MODELS_READ])
+    assert said(f"Authorization: Bearer {other}", b"x" * 70_000) == b"HTTP/1.1 403"
+
+
+@pytest.mark.parametrize("item", [b"[[]],", b'{"user_id":"a"},' * 10], ids=["lists", "objects"])
+def test_a_large_body_holds_up_nobody(house: Installation, http: httpx.Client, item: bytes) -> None:
+    body = b'{"items": [' + item * (8_000_000 // len(item)) + b"1]}"
+    waits = []
+
+    def send() -> None:
+        http.post(BATCH, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+
+    with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as other:
+        sent = pool.submit(send)
+        while not sent.done():
+            began = time.monotonic()
+            other.get(f"http://127.0.0.1:{house.port}/livez")
+            waits.append(time.monotonic() - began)
+            time.sleep(0.02)
+        sent.result()
+    assert max(waits) < 1, waits
+
+
+def test_large_bodies_together_have_a_limit(house: Installation) -> None:
+    def begun() -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", house.port))
+        connection.settimeout(0.3)
+        with suppress(OSError):
+            connection.sendall(head(house, f"Content-Length: {8 << 20}", path=BATCH) + b" " * ((8 << 20) - 10))
+        return connection
+
+    def said(connection: socket.socket) -> bytes:
+        with suppress(OSError):
+            return connection.recv(2000)
+        return b""
+
+    held = [begun() for _ in range(10)]
+    try:
+        answers = [said(connection) for connection in held]
+    finally:
+        for connection in held:
+            connection.close()
+    refused = [answer for answer in answers if answer]
+    assert len(refused) == 2
+    assert all(a.startswith(b"HTTP/1.1 503") and b"retry-after: 2" in a.lower() for a in refused)
+    time.sleep(0.3)
+    assert said(begun()) == b"", "who left holds nothing"
+
+
+def test_a_redirect_never_sends_a_key_elsewhere(house: Installation) -> None:
+    said = raw(house, head(house, method="GET", path=f"{PATH}/"))
+    assert b" 404 " in said.split(b"\r\n")[0] or b" 405 " in said.split(b"\r\n")[0]
+    assert b"location:" not in said.lower()
+
+
+@pytest.mark.parametrize("until", ["9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", "2200-01-02T00:00:00Z"])
+def test_a_moment_at_the_end_of_the_calendar_is_refused(house: Installation, until: str) -> None:
+    with transaction(house.engine) as tx:
+        _, key = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.REQUESTS_WRITE, Scope.REQUESTS_DECIDE])
+    with httpx.Client(base_url=f"http://127.0.0.1:{house.port}", headers={"Authorization": f"Bearer {key}"}) as officer:
+        made = officer.post(PATH, json={"user_id": uuid4().hex}).json()["id"]
+        answer = officer.post(f"{PATH}/{made}:hold", json={"ground": "legal_hold", "until": until})
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"] if error["field"] == "until"] == ["until"]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health/live", "/health/ready"])
+def test_health_may_be_asked_with_head(http: httpx.Client, path: str) -> None:
+    assert http.head(path).status_code == http.get(path).status_code == 200
+
+
+def test_a_caller_that_leaves_is_no_failure_of_ours() -> None:
+    codes: list[int] = []
+
+    class Counted(CallLog):
+        def _tell(self, scope: object, code: int, call: str, seconds: float) -> None:
+            codes.append(code)
+
+    async def leave() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def nobody(*_: object) -> None:
+        raise AssertionError("nobody is there to be answered")
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
+    asyncio.run(Counted(ReadBody(nobody))(scope, leave, nobody))  # type: ignore[arg-type]
+    assert codes == [499]
+
+
+def test_what_a_stranger_wrote_at_length_is_not_kept() -> None:
+    peers = Peers((ip_network("127.0.0.1/32"),), "x-forwarded-for")
+    for value in (b"192.0.2.1", b"x" * 60_000 + b", 192.0.2.1"):
+        scope = {"client": ("127.0.0.1", 1), "headers": [(b"x-forwarded-for", value)]}
+        assert peers.address_of(scope) == "192.0.2.1"
+    assert peers._judged.cache_info().currsize == 1
+
+
+async def _served(app: object, **more: object) -> tuple[Server, asyncio.Task[None], int]:
+    server = Server(
+        Config(app, port=0, http=wire.Connection, ws="none", lifespan="off", log_level="critical", **more)  # type: ignore[arg-type]
+    )
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.05)
+    return server, serving, server.servers[0].sockets[0].getsockname()[1]
+
+
+def test_beyond_so_many_connections_only_life_is_answered() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+
+    async def said(port: int, path: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        found = await asyncio.wait_for(reader.read(12), 5)
+        writer.close()
+        return found
+
+    async def story() -> None:
+        server, serving, port = await _served(app, limit_concurrency=3)
+        assert await said(port, b"/v1/models") == b"HTTP/1.1 200"
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        assert await said(port, b"/v1/models") == b"HTTP/1.1 503"
+        assert await said(port, b"/livez") == b"HTTP/1.1 200"
+        for _, writer in idle:
+            writer.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(story())
+
+
+def test_who_reads_nothing_of_its_answer_is_let_go_and_who_reads_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.5)
+    ended: list[float] = []
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+        began = time.monotonic()
+        for _ in range(8):
+            await send({"type": "http.response.body", "body": b"x" * (2 << 20), "more_body": True})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+        ended.append(time.monotonic() - began)
+
+    async def story() -> None:
+        server, serving, port = await _served(app)
+        _, silent = await asyncio.open_connection("127.0.0.1", port)
+        silent.transport.pause_reading()  # type: ignore[attr-defined]
+        silent.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(2)
+        assert len(ended) == 1
+        reader, slow = await asyncio.open_connection("127.0.0.1", port)
+        slow.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        size = 0
+        while part := await reader.read(1 << 20):
+            size += len(part)
+            await asyncio.sleep(0.02)
+        assert size > 16 << 20
+        silent.close()
+        slow.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(story())

@@ -172,7 +172,7 @@ def test_accepting_one_is_accepting_many_of_one(quiet: Installation) -> None:
 
 def test_approvals_come_from_policy_and_from_the_size_of_a_batch(quiet: Installation) -> None:
     client_id, _ = key_of(quiet)
-    careful = quiet.settings.model_copy(update={"approval": "all", "approvals": 1})
+    careful = quiet.settings.model_copy(update={"approval_policy": "all", "approvals_asked": 1})
     with transaction(quiet.engine) as tx:
         [alone] = intake.accept_many(tx, [Filing(Demand(user_id="dora"), client_id)], now=NOW, settings=careful)
         [of_batch] = intake.accept_many(

@@ -19,7 +19,7 @@ from expunge_verify.policy import Policy
 from expunge_verify.receipt import check_receipt
 from sqlalchemy import insert, select, text
 
-from app import certificates, intake, keyring
+from app import certificates, decisions, keymaking, keyring
 from app.audit import evidence
 from app.audit.leaves import opened
 from app.errors import NotFound
@@ -146,7 +146,7 @@ def test_nothing_that_is_left_opens_what_a_deleted_evidence_key_sealed(bench: Be
 def test_the_log_says_once_that_no_backup_has_the_deleted_key(bench: Bench, tmp_path: Path) -> None:
     request_id, withdrawn, waiting = bench.demand(3), bench.demand(4), bench.demand(6)
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, withdrawn, now=bench.now(), settings=bench.ctx.settings)
+        decisions.cancel(tx, withdrawn, by=keymaking.operator(tx), now=bench.now(), settings=bench.ctx.settings)
         tx.execute(text("UPDATE erasure_requests SET status = 'needs_attention' WHERE id = :id"), {"id": waiting})
     run_all(bench)
     assert "key.shredded" in story(bench, request_id)

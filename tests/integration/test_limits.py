@@ -110,12 +110,27 @@ def test_whether_the_process_lives_may_be_asked_without_end(house: Installation,
     assert {call(house, LIVE, address).status_code for _ in range(4 * LIMIT)} == {200}
 
 
+def assert_ended(guesses: list[int]) -> None:
+    """Ten are looked up, and then one a second."""
+    assert guesses[:10] == [401] * 10
+    assert guesses[10:].count(429) >= len(guesses) - 13
+    assert set(guesses[10:]) <= {401, 429}
+
+
+def test_a_new_key_is_heard_within_a_second_although_its_neighbours_fail(
+    house: Installation, address: str, key: str
+) -> None:
+    assert_ended([call(house, MODELS, address, new_api_key(os.urandom(32))).status_code for _ in range(15)])
+    time.sleep(1.1)
+    assert call(house, MODELS, address, key).status_code == 200
+
+
 def test_guessing_ends_after_ten_and_good_callers_of_that_address_are_heard(
     house: Installation, address: str, key: str
 ) -> None:
     assert call(house, MODELS, address, key).status_code == 200
     guesses = [call(house, MODELS, address, new_api_key(os.urandom(32))).status_code for _ in range(15)]
-    assert guesses == [401] * 10 + [429] * 5
+    assert_ended(guesses)
     assert call(house, MODELS, address, "exk_nonsense").status_code == 429
     assert call(house, MODELS, address).status_code == 429
     assert call(house, MODELS, address, key).status_code == 200, "a neighbour's guesses lock nobody out who was in"
@@ -125,14 +140,13 @@ def test_guessing_ends_after_ten_and_good_callers_of_that_address_are_heard(
 def test_a_bad_key_does_not_become_good_by_reading_what_is_public(house: Installation, address: str) -> None:
     guess = new_api_key(os.urandom(32))
     assert call(house, "/health/ready", address, guess).status_code == 200
-    guesses = [call(house, MODELS, address, guess).status_code for _ in range(12)]
-    assert guesses == [401] * 10 + [429] * 2
+    assert_ended([call(house, MODELS, address, guess).status_code for _ in range(15)])
 
 
 def test_neighbours_in_one_ipv6_network_are_one_caller(house: Installation, address: str) -> None:
     spray = [address.removesuffix("1") + f"{place:x}:{place:x}" for place in range(1, 16)]
     guesses = [call(house, MODELS, one, new_api_key(os.urandom(32))).status_code for one in spray]
-    assert guesses == [401] * 10 + [429] * 5
+    assert_ended(guesses)
 
 
 def test_while_redis_is_frozen_dead_or_back_nobody_waits(house: Installation, address: str, valkey: Valkey) -> None:

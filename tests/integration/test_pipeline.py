@@ -13,7 +13,7 @@ import torch
 from pydantic import SecretStr
 from sqlalchemy import func, select
 
-from app import catalog, certificates, intake, keymaking, planning
+from app import catalog, certificates, decisions, keymaking, planning
 from app.domain.lifecycle import JobStatus
 from app.errors import Conflict, LeaseLost, Misconfigured
 from app.storage import jobs, keys, moves, requests
@@ -368,9 +368,7 @@ def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench, monkeypatch: pyt
 def test_a_terminal_request_has_promised_one_delivery_per_endpoint(bench: Bench) -> None:
     with transaction(bench.ctx.engine) as tx:
         client_id = keymaking.operator(tx)
-        tx.add(
-            WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/")
-        )
+        tx.add(WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/"))
     bench.demand(1)
     bench.run_all()
     assert count(bench, WebhookDelivery) == 1
@@ -445,14 +443,14 @@ def test_a_deletion_being_repeated_after_a_rollback_cannot_be_cancelled(bench: B
     with transaction(bench.ctx.engine) as tx:
         catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=bench.ctx.settings)
     with pytest.raises(Conflict, match="repeated"), transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
+        decisions.cancel(tx, request_id, by=keymaking.operator(tx), now=bench.now(), settings=bench.ctx.settings)
 
 
 def test_whoever_takes_the_request_back_is_not_on_the_ledger(bench: Bench) -> None:
     request_id = bench.demand(1)
     bench.plan()
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
+        decisions.cancel(tx, request_id, by=keymaking.operator(tx), now=bench.now(), settings=bench.ctx.settings)
     register(bench)  # trained on person 1, and accepted
     assert count(bench, Suppression) == 0
 

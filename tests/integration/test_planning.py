@@ -46,7 +46,9 @@ def test_a_burst_that_would_ruin_a_model_waits_for_people_and_the_model_stays(be
     assert bench.live().id == before.id
     request = bench.request(more[0])
     assert request.approvals_needed == 1
-    assert request.reason == "more than 10% of a model's people would go within a day; somebody must agree"
+    assert request.reason == (
+        "more than 10% of a model's people would go within a day; somebody else than the requester must agree"
+    )
     people.approve(more[0])
     bench.run_all()
     assert people.status(more[0]) == "completed"
@@ -86,6 +88,45 @@ def test_what_was_agreed_to_is_neither_counted_nor_held_again(bench: Bench) -> N
     late = people.demand(10)
     bench.plan()
     assert people.status(late) == "queued"
+
+
+def test_nobody_agrees_to_a_burst_of_their_own(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.001, hold_least=2)
+    many = [people.demand(person) for person in range(5)]
+    bench.plan()
+    for request_id in many:
+        with pytest.raises(Conflict, match="made the request"):
+            people.approve(request_id, by=people.portal)
+        assert people.approve(request_id, by=people.anna) == "approved"
+        assert [d.kind for d in people.decided(request_id)] == ["burst", "approved"]
+    bench.plan()
+    assert {people.status(i) for i in many} == {"queued"}
+
+
+def test_a_burst_asks_as_many_people_as_the_policy(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.001, hold_least=2, approvals_asked=2)
+    first = [people.demand(person) for person in range(2)]
+    bench.plan()
+    assert {people.status(i) for i in first} == {"queued"}
+    many = [*first, *(people.demand(person) for person in range(2, 5))]
+    bench.plan()  # those queued are called back
+    assert {(people.status(i), bench.request(i).approvals_needed) for i in many} == {("pending", 2)}
+    assert {people.approve(i, by=people.anna) for i in many} == {"pending"}
+    assert {people.approve(i, by=people.ben) for i in many} == {"approved"}
+    bench.plan()
+    assert {people.status(i) for i in many} == {"queued"}
+
+
+def test_what_requesters_agreed_to_themselves_is_held_in_a_burst_and_needs_somebody_else(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.001, hold_least=2, approval_policy="all")
+    many = [people.demand(person) for person in range(5)]
+    bench.plan()
+    assert {people.approve(i, by=people.portal) for i in many} == {"approved"}
+    bench.plan()
+    assert {people.status(i) for i in many} == {"pending"}
+    assert {people.approve(i, by=people.anna) for i in many} == {"approved"}
+    bench.plan()
+    assert {people.status(i) for i in many} == {"queued"}
 
 
 def test_a_request_can_be_taken_back_at_leisure_while_it_cools_off(bench: Bench) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from sqlalchemy import event as sql_event
 from sqlalchemy import select, text
 
 from app import catalog, keymaking, portals
@@ -24,7 +25,7 @@ from app.domain.lifecycle import RequestStatus
 from app.errors import NotFound
 from app.main import create_app
 from app.storage import deliveries, keys, moves
-from app.storage.portals import forget_told
+from app.storage.portals import forget_told, promise
 from app.storage.sessions import transaction
 from app.storage.tables import ErasureRequest, PortalCallback, PortalRequest, WebhookDelivery
 from tests import toy
@@ -81,12 +82,13 @@ class Stage:
         }
         answer = self.client.post(PATHS[version], json=body)
         assert answer.status_code == 201, answer.text
+        self.controller_id = answer.json()["controller_id"]
         return ticket
 
     def told(self, version: str, path: str) -> list[dict[str, Any]]:
         """Everything that an OpenDSR controller accepted on a path, in order of arrival."""
         pem = self.client.get(f"/opendsr/v{version}/certificate.pem").content
-        controller = Controller(AUTHORITY.root, name=NAMES[version])
+        controller = Controller(AUTHORITY.root, name=NAMES[version], controller_id=self.controller_id)
         return [controller.heard(m.headers, m.body, pem=pem, url=self.url(path)) for m in self.heard(path)]
 
     def rows(self) -> str:
@@ -153,6 +155,41 @@ def test_every_change_of_a_whole_pipeline_is_heard_in_order_in_every_version(sta
             "status_callback_url": "",
             "extensions": {},
         }
+
+
+def test_an_extension_is_heard_with_the_new_day(stage: Stage) -> None:
+    ticket = stage.ask("2", 3, "/hook")
+    [item] = stage.client.get("/v1/erasure-requests", params={"reference": ticket}).json()["items"]
+    months = {"further_months": 2, "reason": "complexity"}
+    done = stage.client.post(f"/v1/erasure-requests/{item['id']}:extend", json=months)
+    assert done.status_code == 200, done.text
+    stage.deliver()
+    before, after = stage.told("2", "/hook")
+    assert states([before, after]) == ["received", "received"]
+    assert before["expected_completion_time"] < after["expected_completion_time"]
+    assert after["expected_completion_time"][:10] == done.json()["deadline"][:10]
+
+
+def test_many_portals_are_promised_word_by_as_many_statements_as_one(stage: Stage) -> None:
+    tickets = [stage.ask("2", person, f"/{person}", f"/{person}/again") for person in range(3, 9)]
+    with transaction(stage.bench.ctx.engine) as tx:
+        rows = {row.external_id: row.request_id for row in tx.scalars(select(PortalRequest))}
+    statements: list[str] = []
+    sql_event.listen(stage.bench.ctx.engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    counts = []
+    for some in (tickets[:1], tickets):
+        statements.clear()
+        with transaction(stage.bench.ctx.engine) as tx:
+            ids = [rows[ticket] for ticket in some]
+            promise(tx, ids, status=RequestStatus.RECEIVED, at=stage.bench.now())
+        counts.append(len([one for one in statements if "portal" in one or "webhook_deliveries" in one]))
+    assert counts[0] == counts[1]
+    stage.deliver()
+    for person in range(3, 9):
+        for path in (f"/{person}", f"/{person}/again"):
+            told = stage.told("2", path)
+            assert [one["extensions"][DOMAIN]["sequence"] for one in told] == ([1, 2, 3] if person == 3 else [1, 2])
+            assert {one["subject_request_id"] for one in told} == {tickets[person - 3]}
 
 
 def test_all_callbacks_of_a_request_hear_and_each_is_told_its_own_url(stage: Stage) -> None:
@@ -408,7 +445,7 @@ def test_what_was_given_up_is_forgotten_too_and_a_rollback_later_is_told_to_nobo
     assert callback.sealed is None
     delivery = everything(stage, WebhookDelivery)[0]
     with transaction(stage.bench.ctx.engine) as tx, pytest.raises(NotFound):
-        portals.outgoing(tx, delivery, settings=stage.bench.ctx.settings, now=stage.bench.now())
+        portals.outgoing(tx, delivery, settings=stage.bench.ctx.settings)
     with transaction(stage.bench.ctx.engine) as tx:
         undo(tx, stage.bench)
     stage.bench.run_all()

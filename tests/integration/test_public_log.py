@@ -12,7 +12,7 @@ from expunge_verify import leaf
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from app import catalog, certificates, intake
+from app import catalog, certificates, decisions, keymaking
 from app.audit import evidence
 from app.audit.mirror import Mirror
 from app.storage import audit, requests
@@ -80,7 +80,7 @@ def test_a_strangers_verifier_accepts_log_story_certificate_and_receipt(
 ) -> None:
     forgotten, nobody, withdrawn = bench.demand(3), bench.demand(99_999), bench.demand(4)
     with transaction(bench.ctx.engine) as tx:
-        intake.cancel(tx, withdrawn, now=bench.now(), settings=bench.ctx.settings)
+        decisions.cancel(tx, withdrawn, by=keymaking.operator(tx), now=bench.now(), settings=bench.ctx.settings)
     bench.run_all()
     directory, key = exported(bench, tmp_path / "exported"), vkey(bench)
     settings = bench.ctx.settings

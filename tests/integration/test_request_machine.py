@@ -1,4 +1,4 @@
-"""The whole machine of a request: every move has a use case, every end a reason, and no order of decisions leaves it."""
+"""The whole machine of a request: every move has a use case, every end a reason; no order of decisions leaves it."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Tour:
         people = self.people
         request_id = people.demand(next(self.persons), level="none" if status == "awaiting_identity" else "low")
         if status in {"pending", "approved"}:
-            self.asks(approval="all")
+            self.asks(approval_policy="all")
             self.bench.plan()
-            self.asks(approval="none")
+            self.asks(approval_policy="none")
         if status == "approved":
             people.approve(request_id)
         if status == "queued":
@@ -103,6 +103,11 @@ def test_every_move_of_the_machine_has_a_use_case_and_every_end_a_reason(empty: 
     unknown = tour.in_status("awaiting_identity")
     people.hold(unknown, until=bench.now() + SOON)
     people.release(unknown)
+    more = tour.in_status("approved")
+    tour.asks(approval_policy="all", approvals_asked=2)
+    bench.plan()
+    tour.asks(approval_policy="none", approvals_asked=1)
+    assert people.status(more) == "pending"
     tour.in_status("approved")
     called_back = tour.in_status("queued")
     tour.asks(hold_share=0.0001, hold_least=0)

@@ -21,7 +21,7 @@ from rbloom import Bloom
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app import keymaking, sieve, suppression
+from app import keymaking, manifest_filter, suppression
 from app.api.auth import Scope
 from app.domain import identifiers
 from app.errors import Conflict, Invalid, Unavailable
@@ -406,7 +406,7 @@ def test_ids_that_fill_more_than_one_question_are_all_asked_about(shop: Installa
     people = [*wide, *(f"{number}" for number in range(11_000))]
     for person in (wide[0], wide[-1], "0", "10999"):
         listed(shop, person)
-    with sieve.Pipeline(f"http://127.0.0.1:{shop.port}", pipeline_key(shop), model="toy") as pipeline:
+    with manifest_filter.Pipeline(f"http://127.0.0.1:{shop.port}", pipeline_key(shop), model="toy") as pipeline:
         assert pipeline.barred(people) == {wide[0], wide[-1], "0", "10999"}
 
 
@@ -427,20 +427,23 @@ def test_a_manifest_that_can_not_be_read_is_refused(
     manifest.write_text(content)
     out = StringIO()
     url = f"http://127.0.0.1:{shop.port}"
-    with sieve.Pipeline(url, pipeline_key(shop), model="toy") as pipeline, pytest.raises(Invalid, match=sentence):
-        sieve.sift(manifest, out, pipeline)
+    with (
+        manifest_filter.Pipeline(url, pipeline_key(shop), model="toy") as pipeline,
+        pytest.raises(Invalid, match=sentence),
+    ):
+        manifest_filter.sift(manifest, out, pipeline)
     assert out.getvalue() == ""
 
 
 def test_a_key_without_the_scope_is_an_error_and_no_empty_answer(shop: Installation) -> None:
     key = pipeline_key(shop, Scope.MODELS_READ)
     with (
-        sieve.Pipeline(f"http://127.0.0.1:{shop.port}", key, model="toy") as pipeline,
+        manifest_filter.Pipeline(f"http://127.0.0.1:{shop.port}", key, model="toy") as pipeline,
         pytest.raises(Invalid, match="403"),
     ):
         pipeline.barred(["ann"])
 
 
 def test_a_service_that_is_away_is_no_answer() -> None:
-    with sieve.Pipeline("http://127.0.0.1:9", "k", model="toy") as pipeline, pytest.raises(Unavailable):
+    with manifest_filter.Pipeline("http://127.0.0.1:9", "k", model="toy") as pipeline, pytest.raises(Unavailable):
         pipeline.barred(["ann"])

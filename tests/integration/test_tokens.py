@@ -311,8 +311,13 @@ def test_the_claim_that_names_the_client_is_the_operators_choice(tmp_path: Path)
         (tmp_path / "jwks.json").write_text(json.dumps({"keys": [provider.keys[0].jwk()]}))
         trust = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_jwks": tmp_path / "jwks.json"}
         reader = Provider(settings_for(tmp_path, "", oidc_client_claim="azp", **trust))
-        assert reader.read(provider.token(azp="the portal's application")).subject == "the portal's application"
-        assert reader.read(provider.token(azp="x", header={"kid": None})).subject == "x"  # one key needs no name
+        for alone in ({"sub": None}, {"sub": "an app"}, {"gty": "client-credentials"}, {"idtyp": "app"}):
+            assert reader.read(provider.token(azp="an app", **alone)).subject == "an app"
+        for person in ({}, {"gty": "password"}, {"idtyp": "user"}):
+            with pytest.raises(Unauthenticated, match="somebody else than the client"):
+                reader.read(provider.token(azp="an app", **person))
+        named = provider.token(azp="x", sub="x", header={"kid": None})
+        assert reader.read(named).subject == "x"  # one key needs no name
         with pytest.raises(Unauthenticated, match="azp does not name a client"):
             reader.read(provider.token())
 
@@ -328,6 +333,50 @@ def test_clocks_may_differ_by_the_leeway_and_no_more(tmp_path: Path) -> None:
         for bad in ({"exp": 999_970}, {"nbf": 1_000_031}, {"iat": 1_000_031}):
             with pytest.raises(Unauthenticated):
                 reader.read(provider.token(**{**usual, **bad}))
+
+
+@pytest.mark.parametrize("changes", [{"nonce": "n"}, {"at_hash": "h"}, {"exp": int(time.time()) + 25 * HOUR}])
+def test_id_tokens_and_tokens_that_live_long_are_refused(
+    house: Installation, provider: IdentityProvider, changes: dict[str, Any]
+) -> None:
+    assert ask(house, provider.token(exp=int(time.time()) + 23 * HOUR)).status_code == 200
+    assert ask(house, provider.token(**changes)).status_code == 401
+
+
+def test_an_address_that_cannot_be_parsed_ends_nothing(tmp_path: Path) -> None:
+    with IdentityProvider(keys_said="https://[oops") as provider:
+        trust = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_refetch_seconds": 0.1}
+        reader = Provider(settings_for(tmp_path, "", **trust))
+
+        async def story() -> None:
+            task = asyncio.create_task(reader.keep_keys())
+            await asyncio.sleep(0.5)
+            provider.keys_said = None
+            with pytest.raises(Unavailable):
+                reader.read(provider.token())
+            await asyncio.sleep(0.5)
+            task.cancel()
+
+        asyncio.run(story())
+        assert reader.read(provider.token()).subject == "portal"
+
+
+def test_tokens_while_the_keys_are_stale_are_no_nuisance_to_the_provider(tmp_path: Path) -> None:
+    with IdentityProvider(keys=[]) as provider:
+        trust = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_refetch_seconds": 0.5}
+        reader = Provider(settings_for(tmp_path, "", **trust))
+        token = assembled({"alg": "EdDSA", "kid": "x"}, {}, lambda _: b"")
+
+        async def story() -> None:
+            task = asyncio.create_task(reader.keep_keys())
+            for _ in range(150):
+                with pytest.raises(Unavailable):
+                    reader.read(token)
+                await asyncio.sleep(0.01)
+            task.cancel()
+
+        asyncio.run(story())
+        assert 2 <= provider.asked <= 5
 
 
 def read_for_a_second(reader: Provider) -> None:

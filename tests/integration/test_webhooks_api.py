@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, insert, select, update
 
-from app import callbacks, keymaking
+from app import decisions, keymaking, webhooks
 from app.api.auth import Scope
 from app.domain import webhook
+from app.storage import webhooks as stored
 from app.storage.sessions import transaction
-from app.storage.tables import WebhookDelivery, WebhookSecret
+from app.storage.tables import ApiKey, Client, WebhookDelivery, WebhookEndpoint, WebhookSecret
 from tests.house import Installation
 
 pytestmark = pytest.mark.slow
@@ -169,7 +171,7 @@ def test_what_is_older_than_two_weeks_is_not_taken_up(front_door: Installation, 
 
 
 def test_a_client_has_so_many_endpoints_and_no_more(portal: httpx.Client) -> None:
-    for _ in range(callbacks.MOST_ENDPOINTS):
+    for _ in range(webhooks.MOST_ENDPOINTS):
         made(portal)
     assert portal.post(PATH, json={"url": URL}).status_code == 409
 
@@ -211,13 +213,140 @@ def test_a_client_hears_of_its_own_requests_and_an_office_of_all(
         caller(front_door, Scope.WEBHOOKS_WRITE, Scope.REQUESTS_DECIDE) as office,
     ):
         made(stranger)
-        theirs = made(office)
+        made(office, url="https://quiet.example/")  # it may hear of everybody, and does not ask to
+        theirs = made(office, every_client=True)
         assert (ours["every_client"], theirs["every_client"]) == (False, True)
         request_id = demand_and_cancel(portal)
         assert [item["endpoint_id"] for item in log(portal, request_id=request_id)["items"]] == [ours["id"]]
         assert [item["endpoint_id"] for item in log(office, request_id=request_id)["items"]] == [theirs["id"]]
         assert log(stranger)["items"] == []
         office.delete(f"{PATH}/{theirs['id']}")
+
+
+def keys_of_one_client(house: Installation, *scopes: tuple[Scope, ...]) -> list[httpx.Client]:
+    """Several keys of a new client."""
+    with transaction(house.engine) as tx:
+        first, key = keymaking.create(tx, name=uuid4().hex, scopes=list(scopes[0]))
+        keys = [key] + [
+            keymaking.create(tx, name=uuid4().hex, scopes=list(more), client_id=first.client_id)[1]
+            for more in scopes[1:]
+        ]
+    base = f"http://127.0.0.1:{house.port}"
+    return [httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=30) for key in keys]
+
+
+@pytest.mark.parametrize("scope", [Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE])
+@pytest.mark.parametrize("how", ["revoked_at", "expires_at"])
+def test_an_endpoint_hears_of_everybody_only_while_its_client_may(
+    front_door: Installation, portal: httpx.Client, scope: Scope, how: str
+) -> None:
+    [office] = keys_of_one_client(front_door, (Scope.WEBHOOKS_WRITE, Scope.REQUESTS_WRITE, scope))
+    endpoint = made(office, every_client=True)
+    with transaction(front_door.engine) as tx:
+        owner = tx.get_one(WebhookEndpoint, UUID(endpoint["id"])).client_id
+    assert told_to(front_door, endpoint, demand_and_cancel(portal)) == 1
+    own = office.post("/v1/erasure-requests", json={"user_id": uuid4().hex}).json()["id"]
+    with transaction(front_door.engine) as tx:
+        tx.execute(update(ApiKey).where(ApiKey.client_id == owner).values({how: datetime.now(UTC)}))
+    assert told_to(front_door, endpoint, demand_and_cancel(portal)) == 0
+    with transaction(front_door.engine) as tx:
+        tx.execute(update(Client).where(Client.id == owner).values(token_scopes=[scope], oidc_subject=uuid4().hex))
+    assert told_to(front_door, endpoint, demand_and_cancel(portal)) == 1
+    with transaction(front_door.engine) as tx:
+        tx.execute(update(Client).where(Client.id == owner).values(token_scopes=[Scope.REQUESTS_READ]))
+        decisions.cancel(tx, UUID(own), by=owner, now=datetime.now(UTC), settings=front_door.settings)
+    assert told_to(front_door, endpoint, own) == 1  # its own client's
+
+
+def told_to(house: Installation, endpoint: dict[str, Any], request_id: str) -> int:
+    """How many messages about a request were promised to an endpoint."""
+    with transaction(house.engine) as tx:
+        mine = (WebhookDelivery.endpoint_id == UUID(endpoint["id"])) & (WebhookDelivery.request_id == UUID(request_id))
+        return tx.scalar(select(func.count()).select_from(WebhookDelivery).where(mine)) or 0
+
+
+def test_hearing_of_everybody_is_asked_for_and_needs_the_right(portal: httpx.Client) -> None:
+    refused = portal.post(PATH, json={"url": URL, "every_client": True})
+    assert refused.status_code == 403
+    assert "every_client" in refused.json()["detail"]
+    assert "requests:read_all" in refused.json()["detail"]
+
+
+def test_an_endpoint_that_hears_of_everybody_is_hidden_from_who_may_not_and_the_rest_works(
+    front_door: Installation, portal: httpx.Client
+) -> None:
+    office, small = keys_of_one_client(
+        front_door, (Scope.WEBHOOKS_WRITE, Scope.REQUESTS_READ_ALL), (Scope.WEBHOOKS_WRITE, Scope.REQUESTS_WRITE)
+    )
+    hidden = made(office, every_client=True)
+    request_id = demand_and_cancel(portal)
+    [delivery] = log(office, request_id=request_id)["items"]
+    path, deliveries = f"{PATH}/{hidden['id']}", f"/v1/webhook-deliveries/{delivery['id']}"
+    answers = [
+        small.get(path),
+        small.patch(path, json={"url": "https://elsewhere.example/"}),
+        small.delete(path),
+        small.post(f"{path}:ping"),
+        small.post(f"{path}:replay", json={}),
+        small.post(f"{path}/secrets:rotate", json={}),
+        small.delete(f"{path}/secrets/{hidden['secrets'][0]['id']}"),
+        small.get(deliveries),
+        small.post(f"{deliveries}:replay"),
+    ]
+    assert [answer.status_code for answer in answers] == [404] * len(answers)
+    assert small.get(PATH).json()["items"] == log(small)["items"] == []
+    own = made(small)
+    demand_and_cancel(small)
+    assert {item["endpoint_id"] for item in log(small)["items"]} == {own["id"]}
+    assert small.post(f"{PATH}/{own['id']}:ping").status_code == 202
+    assert office.delete(path).status_code == 204
+    assert log(small, endpoint_id=hidden["id"])["items"] == []
+    assert small.get(PATH).json()["items"][0]["id"] == own["id"]
+    assert len(log(office, request_id=request_id)["items"]) == 1
+
+
+def test_twenty_at_once_make_no_more_endpoints_than_one_by_one(front_door: Installation, portal: httpx.Client) -> None:
+    for _ in range(webhooks.MOST_ENDPOINTS - 2):
+        made(portal)
+    with ThreadPoolExecutor(20) as crowd:
+        codes = list(crowd.map(lambda _: portal.post(PATH, json={"url": URL}).status_code, range(20)))
+    assert sorted(codes) == [201] * 2 + [409] * 18
+
+
+def test_ended_endpoints_are_bounded_until_they_are_forgotten(front_door: Installation, portal: httpx.Client) -> None:
+    endpoint = made(portal)
+    with transaction(front_door.engine) as tx:
+        owner = tx.get_one(WebhookEndpoint, UUID(endpoint["id"])).client_id
+        old = {"client_id": owner, "url": URL, "ended_at": datetime.now(UTC) - timedelta(days=2)}
+        tx.execute(insert(WebhookEndpoint), [{"id": uuid4(), **old} for _ in range(webhooks.MOST_ENDED)])
+    assert portal.post(PATH, json={"url": URL}).status_code == 409
+    with transaction(front_door.engine) as tx:
+        webhooks.tidy(tx, settings=front_door.settings)
+    made(portal)
+
+
+def test_another_path_on_the_same_host_does_not_end_a_rest_and_another_host_does(
+    front_door: Installation, portal: httpx.Client
+) -> None:
+    endpoint = made(portal)
+    path, rests = f"{PATH}/{endpoint['id']}", datetime.now(UTC) + timedelta(minutes=1)
+    failing = {"failures": 2, "failing_since": rests, "failed_at": rests, "throttled_until": rests}
+    with transaction(front_door.engine) as tx:
+        tx.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == UUID(endpoint["id"])).values(failing))
+    for url in ("https://portal.example/?a", "https://PORTAL.example:444/?b"):
+        same = portal.patch(path, json={"url": url}).json()
+        assert (same["failures"], same["throttled_until"] is None) == (2, False)
+    other = portal.patch(path, json={"url": "https://other.example/"}).json()
+    assert (other["failures"], other["throttled_until"]) == (0, None)
+
+
+def test_an_endpoint_is_read_while_somebody_changes_it(front_door: Installation, portal: httpx.Client) -> None:
+    endpoint = made(portal)
+    with transaction(front_door.engine) as tx:
+        stored.need_held(
+            tx, UUID(endpoint["id"]), client_id=tx.get_one(WebhookEndpoint, UUID(endpoint["id"])).client_id
+        )
+        assert portal.get(f"{PATH}/{endpoint['id']}", timeout=3).status_code == 200
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------
@@ -319,8 +448,8 @@ def test_secrets_overlap_for_three_days_at_most(portal: httpx.Client, hours: flo
 
 def test_secrets_do_not_pile_up(portal: httpx.Client) -> None:
     path = f"{PATH}/{made(portal)['id']}/secrets:rotate"
-    codes = [portal.post(path, json={}).status_code for _ in range(callbacks.MOST_SECRETS)]
-    assert codes == [201] * (callbacks.MOST_SECRETS - 1) + [409]
+    codes = [portal.post(path, json={}).status_code for _ in range(webhooks.MOST_SECRETS)]
+    assert codes == [201] * (webhooks.MOST_SECRETS - 1) + [409]
     assert portal.post(path, json={"overlap_hours": 0}).status_code == 201
 
 

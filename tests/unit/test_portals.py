@@ -12,11 +12,14 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from app import portals
 from app.domain.lifecycle import RequestStatus
 from app.domain.portals import PORTALS, fides, ketch, known, opendsr, reading, transcend
 from app.domain.portals.base import Callback, Hears, ModelStory, Portal, Refusal, Retained, Sent, Story
 from app.errors import Invalid
+from app.settings import Settings
 
 R = RequestStatus
 DOMAIN = "dsr.forget.example"
@@ -513,3 +516,12 @@ def places(found: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_bytes_are_an_object_or_refused(body: bytes) -> None:
     with suppress(Invalid):
         assert isinstance(reading.document(body), dict)
+
+
+@pytest.mark.parametrize("portal", PORTALS, ids=lambda portal: f"{portal.name} {portal.version}")
+def test_a_portals_knobs_are_what_the_operator_set(portal: Portal) -> None:
+    chosen = {name: SecretStr("set") if "key" in name else "set" for name in portal.knobs.values()}
+    found = portals.knobs(portal, Settings().model_copy(update=chosen))
+    assert set(chosen) <= set(Settings.model_fields)
+    assert found == dict.fromkeys(portal.knobs, "set")
+    assert set(found) == set(KNOBS[portal.name]) - {"value", "job"}

@@ -61,13 +61,13 @@ def test_nobody_is_hopeless_before_five_days_or_with_fewer_failures_than_several
 
 @pytest.mark.parametrize("answer", [400, 404, 410, 500, 503, 301, ConnectionResetError()])
 def test_other_failures_need_no_rest(answer: int | Exception) -> None:
-    assert rest_after(answer, timed_out=False, asked=timedelta(hours=1)) is None
+    assert rest_after(answer, slow=False, asked=timedelta(hours=1)) is None
 
 
-@pytest.mark.parametrize(("answer", "timed_out"), [(429, False), (502, False), (504, False), (TimeoutError(), True)])
+@pytest.mark.parametrize(("answer", "slow"), [(429, False), (502, False), (504, False), (TimeoutError(), True)])
 @pytest.mark.parametrize(("asked", "seconds"), [(None, 60), (-5, 60), (1, 60), (90, 90), (10**9, 120)])
 def test_a_rest_lasts_a_minute_and_what_is_asked_for_stretches_it_twofold_at_most(
-    answer: int | Exception, timed_out: bool, asked: int | None, seconds: int
+    answer: int | Exception, slow: bool, asked: int | None, seconds: int
 ) -> None:
     wanted = None if asked is None else timedelta(seconds=asked)
-    assert rest_after(answer, timed_out=timed_out, asked=wanted) == timedelta(seconds=seconds)
+    assert rest_after(answer, slow=slow, asked=wanted) == timedelta(seconds=seconds)

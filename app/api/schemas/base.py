@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.domain import identifiers
 
+_EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+Moment = Annotated[AwareDatetime, Field(strict=False, ge=_EARLIEST, le=_LATEST)]
+"""A time that we are sent; near the ends of the calendar, counting months and zones would leave it."""
 ModelName = Annotated[str, Field(pattern=identifiers.MODEL_NAME)]
 
 

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from app.api.schemas.base import Incoming, ModelName
+from app.api.schemas.base import Incoming, ModelName, Moment
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Kind, Notice
 from app.domain.lifecycle import RequestStatus
 
@@ -22,7 +22,6 @@ Explanation = Annotated[
         description="In your words. Becomes part of the notice to the person and is kept as evidence: name nobody.",
     ),
 ]
-Moment = Annotated[AwareDatetime, Field(strict=False)]
 
 
 class IdentityIn(Incoming):

@@ -39,7 +39,9 @@ class ErasureRequestIn(Incoming):
         description="Your own ticket number. Don't put personal data here; it is kept as evidence.",
     )
     identity_level: IdentityLevel | None = Field(
-        default=None, strict=False, description="How sure you are that the person is who they say; default: what the operator set in EXPUNGE_IDENTITY_ASSUMED."
+        default=None,
+        strict=False,
+        description="How sure you are who the person is; default: what the operator set as EXPUNGE_IDENTITY_ASSUMED.",
     )
 
 

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.base import Incoming
+from app.api.schemas.base import Incoming, Moment
 from app.domain.webhook import EVENTS, OUTCOMES, Outcome, Scheme
 
 _URL = "https URL; private addresses are refused"
@@ -20,7 +20,6 @@ Description = Annotated[
     str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="For people; don't name any")
 ]
 Signing = Annotated[Scheme, Field(strict=False, description="v1: HMAC-SHA256, whsec_…; v1a: Ed25519, whpk_…")]
-Moment = Annotated[AwareDatetime, Field(strict=False)]
 
 
 class State(StrEnum):
@@ -37,6 +36,9 @@ class WebhookEndpointIn(Incoming):
     url: Url
     events: Events | None = Field(default=None, description=_EVENTS)
     description: Description | None = None
+    every_client: bool = Field(
+        default=False, description="Hear of every client's requests: needs requests:read_all or requests:decide"
+    )
     schemes: list[Signing] = Field(default=[Scheme.V1], min_length=1, max_length=2)
 
 
@@ -67,7 +69,7 @@ class WebhookEndpointOut(BaseModel):
     host: str
     description: str | None
     events: list[str] | None
-    every_client: bool = Field(description="whether it hears of every client's requests, as its maker may see them all")
+    every_client: bool = Field(description="hears of every client's requests, while its client may see them")
     created_at: datetime
     disabled_at: datetime | None
     disabled_because: str | None

@@ -130,6 +130,8 @@ class Portal:
     answer: Callable[[Sent, Story], Document]
     """What the call is answered with at once."""
     tell: Callable[[Story, Callback, Knobs], Message]
+    knobs: Mapping[str, str]
+    """Knob -> name of the operator's setting (app/settings.py)."""
     refuse: Callable[[Refusal], tuple[int, Document]] | None = None
     """How it wants errors; none: as problem documents."""
 

@@ -96,4 +96,14 @@ def tell(_: Story, callback: Callback, __: Knobs) -> Message:
     return Message(content=b"{}", headers=callback.headers)
 
 
-PORTALS = (Portal(name=NAME, version=VERSION, prefix="/portals/fides", read=read, answer=answer, tell=tell),)
+PORTALS = (
+    Portal(
+        name=NAME,
+        version=VERSION,
+        prefix="/portals/fides",
+        read=read,
+        answer=answer,
+        tell=tell,
+        knobs={"identity": "fides_identity", "url": "fides_url"},
+    ),
+)

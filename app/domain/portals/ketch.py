@@ -124,5 +124,14 @@ def _envelope(kind: str, uid: str, tenant: str) -> Document:
 
 
 PORTALS = (
-    Portal(name=NAME, version=VERSION, prefix="/portals/ketch", read=read, answer=answer, tell=tell, refuse=refuse),
+    Portal(
+        name=NAME,
+        version=VERSION,
+        prefix="/portals/ketch",
+        read=read,
+        answer=answer,
+        tell=tell,
+        knobs={"identity": "ketch_identity"},
+        refuse=refuse,
+    ),
 )

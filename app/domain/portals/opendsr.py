@@ -298,7 +298,14 @@ def _portal(dialect: Dialect) -> Portal:
         return code, error if dialect.version == "3.0" else {"error": error}
 
     return Portal(
-        name=NAME, version=dialect.version, prefix=dialect.prefix, read=read, answer=receipt, tell=tell, refuse=refuse
+        name=NAME,
+        version=dialect.version,
+        prefix=dialect.prefix,
+        read=read,
+        answer=receipt,
+        tell=tell,
+        knobs={"domain": "opendsr_domain"},
+        refuse=refuse,
     )
 
 

@@ -16,6 +16,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]{0,8190}[\x21-\x7e])?")
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect"})
 _MOST_HEADERS = 20
+_EARLIEST_YEAR, _LATEST_YEAR = 2000, 2200
 
 
 def document(body: bytes) -> Document:
@@ -130,6 +131,8 @@ def moment(of: Mapping[str, object], name: str) -> datetime:
         found = datetime.fromisoformat(text(of, name))
     except ValueError:
         raise Invalid(name, f"{name} must be a time such as 2027-02-03T09:12:00Z") from None
+    if not _EARLIEST_YEAR <= found.year < _LATEST_YEAR:
+        raise Invalid(name, f"{name} must lie in the years {_EARLIEST_YEAR} to {_LATEST_YEAR - 1}")
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 

@@ -89,4 +89,20 @@ def tell(story: Story, callback: Callback, knobs: Knobs) -> Message:
     return Message(method="PUT", content=content, headers=headers)
 
 
-PORTALS = (Portal(name=NAME, version=VERSION, prefix="/portals/transcend", read=read, answer=answer, tell=tell),)
+_KNOBS = {
+    "identity": "transcend_identity",
+    "url": "transcend_url",
+    "api_key": "transcend_api_key",
+    "sombra_key": "transcend_sombra_key",
+}
+PORTALS = (
+    Portal(
+        name=NAME,
+        version=VERSION,
+        prefix="/portals/transcend",
+        read=read,
+        answer=answer,
+        tell=tell,
+        knobs=_KNOBS,
+    ),
+)

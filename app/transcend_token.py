@@ -22,6 +22,7 @@ _ALGORITHM = "ES384"
 _CURVE = "P-384"
 _CLOCKS_DIFFER_SECONDS = 60
 _LONGEST = 16_000
+_CANT_RESOLVE = "io workers need EXPUNGE_TRANSCEND_API_KEY: without it no job is ever resolved"
 _REFUSED = "the x-sombra-token is missing, malformed, expired, or not signed by your Sombra for your organisation"
 
 
@@ -45,12 +46,24 @@ def vouched_for(token: str, *, settings: Settings, now: datetime) -> str:
     return value
 
 
+def complaint(settings: Settings) -> str | None:
+    """What an operator should know about Transcend; none if it works, or is not used at all."""
+    if not (settings.transcend_key or settings.transcend_audience or settings.transcend_client):
+        return None
+    try:
+        _key(settings)
+    except NotConfigured as error:
+        return str(error)
+    return None if settings.transcend_api_key.get_secret_value() else _CANT_RESOLVE
+
+
 def _registry(settings: Settings, now: datetime) -> jwt.JWTClaimsRegistry:
     return jwt.JWTClaimsRegistry(
         now=int(now.timestamp()),
         leeway=_CLOCKS_DIFFER_SECONDS,
         aud={"essential": True, "value": settings.transcend_audience},
         scope={"essential": True, "value": "coreIdentifier"},
+        exp={"essential": True},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,6 +24,8 @@ from app.storage.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
 
 MOST_ENDPOINTS: Final = 50
 """Of one client: every fact is told to each of them."""
+MOST_ENDED: Final = 500
+"""Of one client, until the log of their deliveries is past its retention."""
 MOST_SECRETS: Final = 4
 """Of one endpoint and scheme, while they overlap: each adds a signature to the header."""
 MOST_REPLAYED: Final = 1000
@@ -64,8 +67,7 @@ def register(
         Conflict: The client has too many endpoints.
     """
     addresses.check_url(wanted.url, settings.webhook_allow)
-    if len(webhooks.of_client(tx, client_id)) >= MOST_ENDPOINTS:
-        raise Conflict(f"a client has at most {MOST_ENDPOINTS} endpoints; delete one first")
+    _need_room(tx, client_id)
     endpoint = webhooks.add(
         tx,
         WebhookEndpoint(
@@ -78,6 +80,15 @@ def register(
         ),
     )
     return endpoint, [_new_secret(tx, endpoint.id, scheme, at=now, settings=settings) for scheme in sorted(schemes)]
+
+
+def _need_room(tx: Session, client_id: UUID) -> None:
+    webhooks.hold_count(tx, client_id)
+    there, ended = webhooks.how_many(tx, client_id)
+    if there >= MOST_ENDPOINTS:
+        raise Conflict(f"a client has at most {MOST_ENDPOINTS} endpoints; delete one first")
+    if ended >= MOST_ENDED:
+        raise Conflict(f"{ended} endpoints were deleted lately; change the URL of one that there is instead")
 
 
 def known(events: Sequence[str] | None) -> list[str] | None:
@@ -98,11 +109,13 @@ def known(events: Sequence[str] | None) -> list[str] | None:
 def change(endpoint: WebhookEndpoint, wanted: Wanted, *, settings: Settings) -> None:
     """Let an endpoint be as its owner wants it from now on; what it was promised before goes to the new URL, too.
 
+    Only another host begins anew: else ``?a`` and ``?b`` by turns would escape every rest.
+
     Raises:
         Invalid: As for :func:`register`.
     """
     addresses.check_url(wanted.url, settings.webhook_allow)
-    if wanted.url != endpoint.url:
+    if urlsplit(wanted.url).hostname != urlsplit(endpoint.url).hostname:
         webhooks.forgive(endpoint)
     endpoint.url, endpoint.events, endpoint.description = wanted.url, known(wanted.events), wanted.description
 
@@ -207,25 +220,27 @@ def replay(tx: Session, seen: Seen, *, after: int, limit: int, now: datetime) ->
         Conflict: It is disabled.
     """
     assert seen.endpoint_id is not None
-    _need_active(webhooks.need(tx, seen.endpoint_id, client_id=seen.client_id))
+    _need_active(webhooks.need_held(tx, seen.endpoint_id, client_id=seen.client_id, every_client=seen.every_client))
     return deliveries.replay(tx, seen, after=after, limit=limit, at=now)
 
 
-def replay_one(tx: Session, delivery_id: UUID, *, client_id: UUID, now: datetime) -> WebhookDelivery:
+def replay_one(
+    tx: Session, delivery_id: UUID, *, client_id: UUID, every_client: bool = False, now: datetime
+) -> WebhookDelivery:
     """Send one message once more, with the id that it had.
 
     Raises:
         NotFound: The client has no such delivery.
         Conflict: It is on its way, its endpoint takes none, or it was no endpoint's.
     """
-    delivery = deliveries.need(tx, delivery_id, client_id=client_id)
+    delivery = deliveries.need(tx, delivery_id, client_id=client_id, every_client=every_client)
     if delivery.endpoint_id is None or delivery.event == webhook.PING:
         raise Conflict("only messages to endpoints about requests can be sent again")
-    _need_active(webhooks.need(tx, delivery.endpoint_id, client_id=client_id))
+    _need_active(webhooks.need_held(tx, delivery.endpoint_id, client_id=client_id, every_client=every_client))
     if delivery.next_attempt_at is not None:
         raise Conflict("this message is still on its way")
     deliveries.replay_one(tx, delivery_id, at=now)
-    return deliveries.need(tx, delivery_id, client_id=client_id)
+    return deliveries.need(tx, delivery_id, client_id=client_id, every_client=every_client)
 
 
 def _need_active(endpoint: WebhookEndpoint) -> None:
@@ -237,4 +252,5 @@ def tidy(tx: Session, *, settings: Settings) -> None:
     """What dispatch clears away: old deliveries, secrets that no longer sign, promises to closed endpoints."""
     deliveries.park_stragglers(tx)
     deliveries.drop_old(tx, keep=timedelta(days=settings.webhook_days))
+    webhooks.drop_ended(tx)
     webhooks.drop_expired_secrets(tx)

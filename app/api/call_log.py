@@ -22,10 +22,12 @@ _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "O
 _QUIET: Final = frozenset({"/livez", "/readyz", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: counted and not logged, unless the answer is bad."""
 _NO_ROUTE: Final = "?"
+_LEFT: Final = 499
+"""nginx's code for a caller that went before it was answered."""
 _Known = dict[tuple[str, str, int], tuple[str, Histogram]]
 
 
-class Watch:
+class CallLog:
     """ASGI middleware, the outermost of all."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,7 +41,7 @@ class Watch:
             return
         begun = time.perf_counter()
         call = scope[CALL] = os.urandom(8).hex()
-        number, code = (b"x-request-id", call.encode()), 500
+        number, code = (b"x-request-id", call.encode()), 0
 
         async def numbered(message: Message) -> None:
             nonlocal code
@@ -53,8 +55,9 @@ class Watch:
                 await self._traced(scope, receive, numbered)
             else:
                 await self.app(scope, receive, numbered)
+            code = code or _LEFT
         finally:
-            self._tell(scope, code, call, time.perf_counter() - begun)
+            self._tell(scope, code or 500, call, time.perf_counter() - begun)
 
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = _method(scope)

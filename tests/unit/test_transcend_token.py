@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import sombra
+from app import transcend_token
 from app.errors import NotConfigured, Unauthenticated
 from app.settings import Settings
 from tests.sombra import es384, part
@@ -36,7 +36,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def vouched_for(settings: Settings, token: str) -> str:
-    return sombra.vouched_for(token, settings=settings, now=NOW)
+    return transcend_token.vouched_for(token, settings=settings, now=NOW)
 
 
 def test_a_token_of_our_sombra_vouches_for_its_value(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app import processor
+from app import opendsr
 from app.errors import NotConfigured
 from app.settings import Settings
 from tests.opendsr import DOMAIN, Authority, Controller
@@ -45,7 +45,7 @@ def ours(authority: Authority, tmp_path: Path) -> Settings:
 
 
 def test_a_strict_controller_believes_what_we_sign_and_nothing_else(ours: Settings, authority: Authority) -> None:
-    signer = processor.load(ours)
+    signer = opendsr.load(ours)
     for name in ("OpenDSR", "OpenGDPR"):
         headers = signer.headers(BODY, name)
         assert Controller(authority.root, name=name).checked(headers, BODY, pem=signer.pem)
@@ -54,7 +54,7 @@ def test_a_strict_controller_believes_what_we_sign_and_nothing_else(ours: Settin
 
 
 def test_openssl_verifies_the_signature_over_the_raw_bytes(ours: Settings, tmp_path: Path) -> None:
-    signer = processor.load(ours)
+    signer = opendsr.load(ours)
     (tmp_path / "body").write_bytes(BODY)
     (tmp_path / "signature").write_bytes(base64.b64decode(signer.signature(BODY)))
     (tmp_path / "published.pem").write_bytes(signer.pem)
@@ -70,7 +70,7 @@ def test_openssl_verifies_the_signature_over_the_raw_bytes(ours: Settings, tmp_p
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed; the real client of mParticle's dialect runs on it")
 def test_node_verifies_the_signature_as_the_real_client_does(ours: Settings, tmp_path: Path) -> None:
-    signer = processor.load(ours)
+    signer = opendsr.load(ours)
     (tmp_path / "published.pem").write_bytes(signer.pem)
     (tmp_path / "signature").write_text(signer.signature(BODY))
     for content, status in ((BODY, 0), (BODY + b" ", 1)):
@@ -82,17 +82,17 @@ def test_node_verifies_the_signature_as_the_real_client_does(ours: Settings, tmp
 def test_a_private_key_left_in_the_certificates_file_is_not_published(authority: Authority, tmp_path: Path) -> None:
     key, certificate = authority.issue(tmp_path)
     certificate.write_bytes(certificate.read_bytes() + key.read_bytes())
-    assert b"PRIVATE" not in processor.load(settings(key, certificate)).pem
+    assert b"PRIVATE" not in opendsr.load(settings(key, certificate)).pem
 
 
 def test_a_certificate_for_another_name_or_key_is_not_used(authority: Authority, tmp_path: Path) -> None:
     key, certificate = authority.issue(tmp_path / "one")
     other_key, _ = authority.issue(tmp_path / "other")
     with pytest.raises(NotConfigured, match="is not that of"):
-        processor.load(settings(other_key, certificate))
+        opendsr.load(settings(other_key, certificate))
     for domain in (DOMAIN.upper(), f"{DOMAIN}.", "forget.example"):
         with pytest.raises(NotConfigured, match="common name"):
-            processor.load(settings(key, certificate, domain))
+            opendsr.load(settings(key, certificate, domain))
 
 
 def test_what_is_missing_or_no_rsa_key_is_named(authority: Authority, tmp_path: Path) -> None:
@@ -116,24 +116,24 @@ def test_what_is_missing_or_no_rsa_key_is_named(authority: Authority, tmp_path: 
         (settings(small, of_small), "2048"),
     ):
         with pytest.raises(NotConfigured, match="not configured") as refused:
-            processor.load(broken)
+            opendsr.load(broken)
         assert says in str(refused.value)
 
 
 def test_the_doctor_hears_of_a_wrong_name_and_of_an_end_that_comes_near(authority: Authority, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    assert processor.complaint(Settings(), now=now) is None
+    assert opendsr.complaint(Settings(), now=now) is None
     fine = settings(*authority.issue(tmp_path / "fine"))
-    assert processor.complaint(fine, now=now) is None
-    assert "ends on" in (processor.complaint(fine, now=now + timedelta(days=70)) or "")
+    assert opendsr.complaint(fine, now=now) is None
+    assert "ends on" in (opendsr.complaint(fine, now=now + timedelta(days=70)) or "")
     elsewhere = settings(*authority.issue(tmp_path / "elsewhere", "other.example"))
-    assert "common name" in (processor.complaint(elsewhere, now=now) or "")
+    assert "common name" in (opendsr.complaint(elsewhere, now=now) or "")
     itself = settings(*authority.issue(tmp_path / "itself", "Test Root"), domain="Test Root")
-    assert "self-signed" in (processor.complaint(itself, now=now) or "")
+    assert "self-signed" in (opendsr.complaint(itself, now=now) or "")
 
 
 def test_a_renewed_certificate_is_used_without_a_restart(authority: Authority, tmp_path: Path) -> None:
     ours = settings(*authority.issue(tmp_path, days=1))
-    before = processor.load(ours)
+    before = opendsr.load(ours)
     authority.issue(tmp_path, days=90)
-    assert processor.load(ours).expires > before.expires
+    assert opendsr.load(ours).expires > before.expires

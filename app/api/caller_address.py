@@ -20,6 +20,7 @@ ProxyHeader = Literal["x-forwarded-for", "forwarded"]
 _NOBODY: Final = "unknown"
 _FOR: Final = re.compile(r'(?:^|;)\s*for="?(\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::\d+)?"?\s*(?:;|$)', re.IGNORECASE)
 _WITH_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|\d+\.\d+\.\d+\.\d+)(?::\d+)?")
+_LONGEST_KEPT: Final = 256
 _HOUSEHOLD: Final = 64
 """IPv6 subscribers get a /64 at least, so who is behind one can have any address in it."""
 
@@ -42,7 +43,8 @@ class Peers:
         """The caller's address, IPv6 as its /64."""
         client = scope.get("client")
         said = self._said(scope, self._header) if self._proxies else b""
-        return self._judged(client[0] if client else "", said)
+        judge = self._judged if len(said) <= _LONGEST_KEPT else self._judge  # what a stranger chose is not kept
+        return judge(client[0] if client else "", said)
 
     def by_tls(self, scope: Scope) -> bool:
         """Whether the caller speaks https, to us or to a trusted proxy that says so."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.api.peers import Peers, ProxyHeader
+from app.api.caller_address import Peers, ProxyHeader
 
 PROXIES = tuple(ip_network(network) for network in ("10.0.0.0/8", "2001:db8:aaaa::/48"))
 PROXY, STRANGER = "10.0.0.1", "203.0.113.9"
