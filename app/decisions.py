@@ -16,14 +16,15 @@ from sqlalchemy.orm import Session
 from app import ending, planning
 from app.domain import deadlines
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Kind, check_refusal
-from app.domain.lifecycle import CANCELLABLE, REQUEST_ENDED, WAITING, RequestStatus
+from app.domain.lifecycle import CANCELLABLE, JOB_OPEN, REQUEST_ENDED, WAITING, RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid
 from app.settings import Settings
-from app.storage import audit, decisions, moves, requests, versions
+from app.storage import audit, decisions, jobs, moves, requests, versions
 from app.storage.tables import Decision, ErasureRequest
 
 _REPEATED = "this deletion was made once and is being repeated after a rollback"
 _BEGUN = "the work on it has begun, and what was begun can't be undone"
+_OURS = "the service made this request itself: somebody who was erased before is in a model again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,9 @@ def confirm_identity(
 
 def _begin_clock(tx: Session, request: ErasureRequest, *, now: datetime, settings: Settings) -> datetime | None:
     """The new deadline, if the policy suspends the clock; one that was extended keeps what it was extended to."""
-    if not settings.suspend_while_awaiting_identity or decisions.of_request(tx, request.id, kind=Kind.EXTENDED):
+    if not settings.suspend_while_awaiting_identity or request.clock_from is not None:
+        return None
+    if decisions.of_request(tx, request.id, kind=Kind.EXTENDED):
         return None
     due = deadlines.due(now, settings.zone)
     decisions.begin_clock(tx, request.id, clock_from=now, deadline=due)
@@ -175,7 +178,7 @@ def refuse(
     check_refusal(refusal.ground, refusal.explanation)
     planning.hold_ledger(tx, exclusive=False)
     request = requests.locked(tx, request_id)
-    _need_first_time(request, "refused")
+    _need_a_persons(request, "refused")
     if request.status not in CANCELLABLE:
         raise Conflict(f"the request is {request.status}; only one that nobody works on can be refused")
     left = _left(tx, request, refusal)
@@ -189,6 +192,8 @@ def refuse(
         return _reject(tx, request, refusal, at=now, settings=settings)
     audit.enter(tx, "request.refused", at=now, request_id=request_id)
     decisions.leave_jobs(tx, [request_id], models=named or ())
+    if request.status == RequestStatus.QUEUED and not requests.targets(tx, [request_id]):
+        return _planned_anew(tx, request, at=now)
     if begun and left <= {row.name for row in requests.targets(tx, [request_id]) if row.result is not None}:
         ending.close(tx, request, at=now, settings=settings)
     return requests.locked(tx, request_id)
@@ -203,13 +208,24 @@ def _left(tx: Session, request: ErasureRequest, refusal: Refusal) -> set[str]:
     before = decisions.refused_models(tx, request.id)
     if named and named <= before:
         raise Conflict("the request is refused for these models already")
-    done = {row.name for row in requests.targets(tx, [request.id]) if row.result is not None}
+    targets = requests.targets(tx, [request.id])
+    done = {row.name for row in targets if row.result is not None}
     if named & done:
         raise Conflict(f"{len(named & done)} of the models named have forgotten the person already")
+    if decisions.has_begun(tx, request.id):
+        running = {row.name for row in targets if row.status in JOB_OPEN and jobs.get(tx, row.id).fence > 0}
+        if named & running:
+            raise Conflict(f"{_BEGUN}; {len(named & running)} of the models named are being worked on")
     if not named and refusal.data_class is None:
         return set()
     # Without any model registered, a class of data is still a part only: "*" stands for the models to come.
     return (asked or {"*"}) - before - named
+
+
+def _planned_anew(tx: Session, request: ErasureRequest, *, at: datetime) -> ErasureRequest:
+    """No job is left, and yet a model: one that was registered since. The planner takes up what was released."""
+    request = _moved(tx, request, RequestStatus.ON_HOLD, at=at, reason="refused for every model it was queued for")
+    return _moved(tx, request, RequestStatus.RECEIVED, at=at)
 
 
 def _reject(
@@ -304,11 +320,17 @@ def need_untouched(tx: Session, request: ErasureRequest, what: str) -> None:
     """Refuse what is only possible while nothing was destroyed for a request.
 
     Raises:
-        Conflict: The log says that work on it began, or it repeats a deletion that a rollback undid.
+        Conflict: The log says that work on it began, or nobody asked for it but the service itself.
     """
-    _need_first_time(request, what)
+    _need_a_persons(request, what)
     if decisions.has_begun(tx, request.id):
         raise Conflict(f"{_BEGUN}; it can't be {what}")
+
+
+def _need_a_persons(request: ErasureRequest, what: str) -> None:
+    _need_first_time(request, what)
+    if request.origin == "suppression" and request.status not in REQUEST_ENDED:
+        raise Conflict(f"{_OURS}; it can't be {what}")
 
 
 def _need_first_time(request: ErasureRequest, what: str) -> None:

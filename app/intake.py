@@ -27,6 +27,8 @@ from app.storage.arrivals import Arrival, Binding, Place
 from app.storage.tables import ErasureRequest
 
 _SEALED_AT_ONCE = 256
+_A_FLUSH = 256
+"""A transaction with more demands counts alone: others can't tell how many it will have written."""
 _NEARLY_SPENT = 2048
 """Eight flushes: with fewer left of a client's day, transactions count one after the other, so that none is one too
 many. With more, what others have not committed yet can't reach the end."""
@@ -250,7 +252,8 @@ def _within_the_day(tx: Session, leaders: Sequence[_Case], moment: _Moment) -> N
         return
     wanted = _by_client(leaders)
     left = _left(tx, wanted, moment)
-    tight = {client_id for client_id, cases in wanted.items() if len(cases) > left[client_id] - _NEARLY_SPENT}
+    free = {client_id: min(_A_FLUSH, room - _NEARLY_SPENT) for client_id, room in left.items()}
+    tight = {client_id for client_id, cases in wanted.items() if len(cases) > free[client_id]}
     if not tight:
         return
     arrivals.hold_counts(tx, tight)

@@ -38,28 +38,50 @@ def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
     A few statements for all of them: what people decided is read once, what a burst would do is counted once.
     """
     hold_ledger(tx, exclusive=False)
-    waiting = requests.received(tx, limit=_LOOK_AHEAD, cooled_since=now - settings.cooling_off)
+    full = jobs.full(tx, of=settings.batch_requests)
+    waiting = requests.received(tx, limit=_LOOK_AHEAD, cooled_since=now - settings.cooling_off, full=full)
     if not waiting:
         return 0
+    rest, known = _ask_first(tx, waiting, now=now, settings=settings)
+    held = _hold_burst(tx, rest, known, now=now, settings=settings)
+    asked = len(waiting) - len(rest) + len(held)
+    rest = [request for request in rest if request.id not in held]
+    older = {request.id: known[request.id].older for request in rest}
+    decisions.link(tx, {younger: link for younger, link in older.items() if link and link not in held})
+    return asked + _queue(tx, rest, known, now=now, settings=settings)
+
+
+def _ask_first(
+    tx: Session, waiting: Sequence[ErasureRequest], *, now: datetime, settings: Settings
+) -> tuple[Sequence[ErasureRequest], Known]:
+    """Ask people about what needs it; returns what is left, and what is known of that.
+
+    Again until nobody is left to ask: a demand waits with an older one for its person, which may have been asked about
+    only now.
+    """
     known = decisions.known(tx, [request.id for request in waiting])
     unasked = [request for request in waiting if _must_ask(request, known[request.id], settings)]
-    for needed, some in _by(unasked, lambda request: max(request.approvals_needed, settings.approvals_asked)).items():
+    if not unasked:
+        return waiting, known
+    for needed, some in _by(unasked, lambda r: _needed(r, known[r.id], at_least=settings.approvals_asked)).items():
         reason = f"{needed} must agree before work begins" if needed > 1 else "somebody must agree before work begins"
         _ask(tx, some, at=now, reason=reason, approvals=needed)
+    decisions.note_burst(tx, [request.id for request in unasked if known[request.id].burst], at=now)
     asked = {request.id for request in unasked}
-    rest = [request for request in waiting if request.id not in asked]
-    held = _hold_burst(tx, rest, known, now=now, settings=settings)
-    rest = [request for request in rest if request.id not in held]
-    decisions.link(tx, {request.id: older for request in rest if (older := known[request.id].older)})
-    return len(unasked) + len(held) + _queue(tx, rest, known, now=now, settings=settings)
+    return _ask_first(tx, [r for r in waiting if r.id not in asked], now=now, settings=settings)
 
 
 def _must_ask(request: ErasureRequest, known: decisions.Known, settings: Settings) -> bool:
     """Whether somebody has yet to agree; the service's own requests repeat what was agreed to."""
     if request.origin == "suppression":
         return False
-    needed = max(request.approvals_needed, settings.approvals_of_all)
+    needed = _needed(request, known, at_least=settings.approvals_of_all)
     return known.agreed(needed) < needed
+
+
+def _needed(request: ErasureRequest, known: decisions.Known, *, at_least: int) -> int:
+    """How many must agree: to send a demand again is no way around those who were asked about it."""
+    return max(request.approvals_needed, known.awaited, at_least)
 
 
 def _ask(tx: Session, asked: Sequence[ErasureRequest], *, at: datetime, reason: str, approvals: int) -> None:

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     approvals_asked: int = Field(default=1, ge=1)
     """How many people must agree where people must; 2 is four eyes."""
     four_eyes_above: int = Field(default=1000, ge=0)
-    """A bulk call with more requests than this waits until two people have agreed."""
+    """A bulk call that, with its client's others of the last 24 hours, has more requests waits for two people."""
     daily_erasures: int = Field(default=10_000, ge=1)
     """How many requests a client may make in a day, unless it has a number of its own (`expunge keys client`)."""
     hold_share: float = Field(default=0.1, gt=0, le=1)

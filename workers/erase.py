@@ -25,7 +25,7 @@ from app.logs import log
 from app.planning import give_up, hold_ledger
 from app.storage import audit, decisions, jobs, moves, requests, samples, totals, versions
 from app.storage.sessions import transaction
-from app.storage.tables import Job, ModelVersion
+from app.storage.tables import ErasureRequest, Job, ModelVersion
 from workers import leftovers
 from workers.certify import finish
 from workers.context import Context
@@ -41,6 +41,7 @@ RUNGS = ("influence", "renewal", "retrain")
 _CONTROLS = 300
 """Members and strangers that a verification looks at: 99 strangers are the least for a level of 0.01."""
 _BACKOFF_SECONDS = 2
+_WORKED_ON = frozenset({RequestStatus.QUEUED, RequestStatus.IN_PROGRESS})
 _DEATHS_PER_RUNG = 2
 """A rung whose process dies (of memory, of time) at so many claims is taken for one that can't."""
 _LOG_WAITS_SECONDS = 30
@@ -244,11 +245,7 @@ def _announce(ctx: Context, lease: Lease) -> None:
         job = jobs.held(tx, lease.job_id, fence=lease.fence)
         hold_ledger(tx, exclusive=False)
         for request, _ in requests.of_job(tx, job.id):
-            requests.suppress(tx, request, refused=decisions.refused_models(tx, request.id))
-            if request.status == RequestStatus.QUEUED:
-                moves.move_request(
-                    tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now()
-                )
+            _begin(ctx, tx, job, request)
     until = time.monotonic() + _LOG_WAITS_SECONDS
     while True:
         with transaction(ctx.engine) as tx:
@@ -257,6 +254,16 @@ def _announce(ctx: Context, lease: Lease) -> None:
         if time.monotonic() > until:
             raise LogAway("the public log takes no entries: `expunge doctor` says why")
         time.sleep(_LOG_POLL_SECONDS)
+
+
+def _begin(ctx: Context, tx: Session, job: Job, request: ErasureRequest) -> None:
+    """Begin the work on one request; what waits for people and was never begun leaves the job instead."""
+    if request.status in _WORKED_ON:
+        requests.suppress(tx, request, refused=decisions.refused_models(tx, request.id))
+    elif not decisions.has_begun(tx, request.id):
+        decisions.leave_jobs(tx, [request.id], models=[jobs.model_of(tx, job).name])
+    if request.status == RequestStatus.QUEUED:
+        moves.move_request(tx, request.id, now=RequestStatus.QUEUED, then=RequestStatus.IN_PROGRESS, at=ctx.now())
 
 
 def _judged(ctx: Context, report: Json, answer: Json) -> Settle:

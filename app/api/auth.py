@@ -48,6 +48,11 @@ class Caller:
         """Whose requests it sees: its own client's; none means everybody's."""
         return None if self.scopes & keys.OFFICE else self.client_id
 
+    @property
+    def acts_on(self) -> UUID | None:
+        """Whose requests it may change: its own client's; who only reads everybody's changes nobody else's."""
+        return None if Scope.REQUESTS_DECIDE in self.scopes else self.client_id
+
 
 _bearer = HTTPBearer(
     auto_error=False,

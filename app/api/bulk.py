@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from itertools import islice
+from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -35,10 +38,14 @@ from app.storage.sessions import transaction
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"], route_class=Bare)
 _LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 _FOUR_EYES = 2
+_FOUR_EYES_OVER: Final = timedelta(hours=24)
+_MOST_MISTAKES: Final = 10
+"""That are told of one item."""
 _ITEM = {"$ref": "#/components/schemas/ErasureRequestIn"}
 _NDJSON = {"requestBody": {"content": {"application/x-ndjson": {"schema": _ITEM}}}}
 Read = Demand | list[FieldProblem]
 """An item: what it asks for, or what is wrong with it."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +78,30 @@ async def create_many(request: Request) -> Response:
 
 
 def file_many(context: Context, call: Call) -> str:
-    """Accept all that can be, in one transaction; returns what the caller is told, as JSON."""
+    """Accept all that can be, in one transaction; returns what the caller is told, as JSON.
+
+    Reading takes seconds: nobody's connection waits for it, and a stranger's body is not read at all.
+    """
+    auth.look_up(context, call.claim, Scope.REQUESTS_WRITE)
+    items = _items(call.content, call.content_type)
     with transaction(context.engine) as tx:
         [holder] = keys.callers(tx, [call.claim])
         client_id = auth.admit(holder, Scope.REQUESTS_WRITE).client_id
+        # one bulk call of a client after the other: together, too, they keep its day and need people
+        arrivals.hold_counts(tx, [client_id])
         if call.idempotency_key is None:
-            return _accepted(tx, call, client_id, context.settings)
-        return _once(tx, call, client_id, context.settings)
+            return _accepted(tx, items, client_id=client_id, settings=context.settings)
+        return _once(tx, call, items, client_id=client_id, settings=context.settings)
 
 
-def _once(tx: Session, call: Call, client_id: UUID, settings: Settings) -> str:
+def _once(tx: Session, call: Call, items: Sequence[Read], *, client_id: UUID, settings: Settings) -> str:
     """The same Idempotency-Key and the same bytes are told the same."""
     key, index_key = (call.idempotency_key or "").encode(), settings.key("index_key")
     place = (client_id, keyring.fingerprint(index_key, b"idempotency", client_id.bytes, key))
     body_digest = keyring.fingerprint(index_key, b"bodies", key, call.content)
     earlier = arrivals.answers(tx, [place]).get(place)
     if earlier is None:
-        told = _accepted(tx, call, client_id, settings)
+        told = _accepted(tx, items, client_id=client_id, settings=settings)
         if not arrivals.bind_batch(tx, place, body_digest=body_digest, told=told):
             raise Conflict("a call with this Idempotency-Key has just been answered; send it again")
         return told
@@ -96,59 +110,87 @@ def _once(tx: Session, call: Call, client_id: UUID, settings: Settings) -> str:
     return json.dumps(earlier.told)
 
 
-def _accepted(tx: Session, call: Call, client_id: UUID, settings: Settings) -> str:
-    items = [_read(item) for item in _items(call.content, call.content_type)]
-    batch = Batch(uuid4(), _FOUR_EYES if len(items) > settings.four_eyes_above else 0)
+def _accepted(tx: Session, items: Sequence[Read], *, client_id: UUID, settings: Settings) -> str:
+    now = datetime.now(UTC)
+    batch = Batch(uuid4(), _people_needed(tx, len(items), client_id, now=now, settings=settings))
     filings = [Filing(item, client_id) for item in items if isinstance(item, Demand)]
-    outcomes = iter(intake.accept_many(tx, filings, now=datetime.now(UTC), settings=settings, batch=batch))
+    outcomes = iter(intake.accept_many(tx, filings, now=now, settings=settings, batch=batch))
     told = [_told(next(outcomes)) if isinstance(item, Demand) else _invalid(item) for item in items]
     counts = {outcome: sum(one.outcome == outcome for one in told) for outcome in schemas.Outcome}
     return schemas.BatchOut(batch_id=batch.id or uuid4(), counts=counts, items=told).model_dump_json()
 
 
-def _items(content: bytes, content_type: str | None) -> Sequence[object]:
-    """The items as JSON values; of lines, also what is none.
+def _people_needed(tx: Session, asked: int, client_id: UUID, *, now: datetime, settings: Settings) -> int:
+    """How many people must agree, by what the client asked for in bulk of late: many small calls are a large one."""
+    free = settings.four_eyes_above - asked
+    return _FOUR_EYES if arrivals.in_bulk(tx, client_id, since=now - _FOUR_EYES_OVER, beyond=free) > free else 0
+
+
+def _items(content: bytes, content_type: str | None) -> list[Read]:
+    """What is asked for, item by item; what reads like no item keeps its place.
 
     Raises:
-        Invalid: It has no items, or too many.
+        Invalid: There are no items, or too many.
         HTTPException: It says that it is something else.
     """
-    kind = (content_type or "").partition(";")[0].strip().lower()
+    kind, content = (content_type or "").partition(";")[0].strip().lower(), content.removeprefix(BOM_UTF8)
     if kind in _LINES:
-        items: object = [_line(line) for line in content.split(b"\n") if line.strip()]
-    elif is_json(content_type):
-        document = _document(content)
-        if not isinstance(document, dict) or document.keys() != {"items"}:
-            raise Invalid("body", 'send {"items": […]}, or one object a line as application/x-ndjson')
-        items = document["items"]
-    else:
-        raise HTTPException(415)
-    if not isinstance(items, list) or not 1 <= len(items) <= schemas.MOST_ITEMS:
+        return [_line(line) for line in _counted(filter(bytes.strip, BytesIO(content)))]
+    if is_json(content_type):
+        return [_read(item) for item in _counted(_listed(_document(content)))]
+    raise HTTPException(415)
+
+
+def _counted(items: Iterable[Item]) -> list[Item]:
+    """The items, if they are as many as a call may have; counted before anything is made of them."""
+    found = list(islice(items, schemas.MOST_ITEMS + 1))
+    if not 1 <= len(found) <= schemas.MOST_ITEMS:
         raise Invalid("items", f"send 1 to {schemas.MOST_ITEMS} items")
-    return items
+    return found
+
+
+def _listed(document: object) -> list[object]:
+    if not isinstance(document, dict) or document.keys() != {"items"}:
+        raise Invalid("body", 'send {"items": […]}, or one object a line as application/x-ndjson')
+    items = document["items"]
+    return items if isinstance(items, list) else []
 
 
 def _document(content: bytes) -> object:
     try:
         return problems.read_once(content)
     except Invalid:
+        if _has_long_number(content):
+            raise Invalid("items", "a number is too long to be read; ids are strings, in quotes") from None
         raise RequestValidationError([{"type": "json_invalid", "loc": ("body",)}]) from None
 
 
-def _line(line: bytes) -> object:
+def _has_long_number(content: bytes) -> bool:
+    """Whether it is JSON as far as a number that Python refuses to read."""
     try:
-        return problems.read_once(line)
+        json.loads(content)
+    except ValueError as error:
+        return not isinstance(error, json.JSONDecodeError | UnicodeError)
+    except RecursionError:
+        return False
+    return False
+
+
+def _line(line: bytes) -> Read:
+    try:
+        return _read(problems.read_once(line))
     except ExpungeError as error:
-        return error
+        return [FieldProblem(field="item", problem=str(error))]
 
 
 def _read(item: object) -> Read:
-    if isinstance(item, ExpungeError):
-        return [FieldProblem(field="item", problem=str(item))]
     try:
         return demand_of(schemas.ErasureRequestIn.model_validate(item))
     except ValidationError as error:
-        return problems.fields_of({**one, "loc": ("item", *one["loc"])} for one in error.errors(include_input=False))
+        if error.error_count() > _MOST_MISTAKES:
+            return [FieldProblem(field="item", problem=f"more than {_MOST_MISTAKES} things are wrong with this item")]
+        found = error.errors(include_url=False, include_input=False)
+        return problems.fields_of({**one, "loc": ("item", *one["loc"])} for one in found)
 
 
 def _told(outcome: Filed | ExpungeError) -> schemas.ItemOut:

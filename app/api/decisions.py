@@ -63,7 +63,7 @@ def confirm_identity(
 ) -> ErasureRequestOut:
     """Say that the portal knows the person now; the request goes on."""
     request = decisions.confirm_identity(
-        tx, request_id, body.level, by=caller.client_id, seen_by=caller.sees, now=now, settings=settings
+        tx, request_id, body.level, by=caller.client_id, seen_by=caller.acts_on, now=now, settings=settings
     )
     return shown(tx, [request], now)[0]
 
@@ -187,7 +187,7 @@ def mark_sent(
     body: schemas.SentIn | None = None,
 ) -> schemas.NoticesOut:
     """Write down that the person was sent a notice; a second time changes nothing."""
-    request = requests.locked(tx, request_id, seen_by=caller.sees)
+    request = requests.locked(tx, request_id, seen_by=caller.acts_on)
     at = (body.sent_at if body else None) or now
     notices.note_sent(tx, request, kind, by=caller.client_id, at=at, now=now, settings=settings)
     return _notices(tx, request_id, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ _RUNNING: Counter[UUID] = Counter()
 _COUNTING = threading.Lock()
 _RUNS_IN_A_SHEET = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet compute a cell (OWASP, CSV injection)."""
+_CELL_OF_ANOTHER = re.compile(r'([;|\t])(?=[\s"]*[=+@-])')
+"""Where a sheet that separates by something else than commas sees a new cell that it would compute, quoted or not."""
 _COLUMNS = [name for name in ErasureRequestOut.model_fields if name != "targets"] + ["targets"]
 _FILES: dict[int | str, dict[str, Any]] = {  # Any: OpenAPI
     200: {"content": {"text/csv": {}, "application/x-ndjson": {}}, "description": "One request a line"}
@@ -77,7 +80,7 @@ def export(
     pages = _counted(_pages(context.engine, now, wanted), caller.client_id)
     first = next(pages)  # begun, it gives back what it holds however it ends; and if PostgreSQL is away, we can say so
     line = _csv if format is Format.CSV else _ndjson
-    head = ",".join(_COLUMNS) + "\r\n" if format is Format.CSV else ""
+    head = _row(_COLUMNS) if format is Format.CSV else ""
     lines = ("".join(map(line, page)) for page in chain([first], pages))
     kind = "text/csv; charset=utf-8; header=present" if format is Format.CSV else "application/x-ndjson"
     named = {"Content-Disposition": f'attachment; filename="erasure-requests.{format}"'}
@@ -127,12 +130,17 @@ def _ndjson(request: ErasureRequestOut) -> str:
 def _csv(request: ErasureRequestOut) -> str:
     values = request.model_dump(mode="json")
     values["targets"] = " ".join(f"{one['model']}={one['result'] or one['status']}" for one in values["targets"])
+    return _row([_cell(values[name]) for name in _COLUMNS])
+
+
+def _row(cells: list[str]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow([_cell(values[name]) for name in _COLUMNS])
+    csv.writer(line, quoting=csv.QUOTE_ALL).writerow(cells)
     return line.getvalue()
 
 
 def _cell(value: object) -> str:
     """A cell that a spreadsheet shows and never computes."""
     written = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    written = _CELL_OF_ANOTHER.sub(r"\1'", written)
     return "'" + written if written.startswith(_RUNS_IN_A_SHEET) else written

@@ -66,7 +66,7 @@ def cancel(
     request_id: UUID, tx: Transaction, caller: Writer, now: Now, settings: CurrentSettings
 ) -> schemas.ErasureRequestOut:
     """Take a request back; possible until the work on it begins."""
-    request = decisions.cancel(tx, request_id, by=caller.client_id, seen_by=caller.sees, now=now, settings=settings)
+    request = decisions.cancel(tx, request_id, by=caller.client_id, seen_by=caller.acts_on, now=now, settings=settings)
     return shown(tx, [request], now)[0]
 
 

@@ -97,6 +97,14 @@ _ROOM: Final = """
     WHERE c.id = ANY(CAST(%(clients)s AS uuid[])) GROUP BY c.id
 """
 
+_IN_BULK: Final = """
+    SELECT count(*) FROM erasure_requests
+    WHERE client_id = %(client)s AND batch_id IS NOT NULL AND received_at > %(since)s
+      AND %(beyond)s < (SELECT sum(count) FROM intake_counts
+                        WHERE client_id = %(client)s AND day >= CAST(%(since)s AS date) - 1)
+"""
+"""What came in by the day is looked at first: only if that is more, the requests are read, of which no index helps."""
+
 Place = tuple[UUID, bytes]
 """A client and the digest of one of its Idempotency-Keys."""
 
@@ -167,6 +175,12 @@ def room(tx: Session, client_ids: Iterable[UUID], *, day: date, usual: int) -> M
     """How many more requests each client may make on a day, by what is committed."""
     wanted = {"clients": array(set(client_ids)), "day": day, "usual": usual}
     return {client_id: int(left) for client_id, left in fetch(tx, _ROOM, wanted)}
+
+
+def in_bulk(tx: Session, client_id: UUID, *, since: datetime, beyond: int) -> int:
+    """How many requests a client made in bulk calls since then; 0 where all its requests are no more than that."""
+    [[count]] = fetch(tx, _IN_BULK, {"client": client_id, "since": since, "beyond": beyond})
+    return int(count)
 
 
 def hold_counts(tx: Session, client_ids: Iterable[UUID]) -> None:

@@ -26,8 +26,9 @@ class Leaving(NamedTuple):
 def leaving(tx: Session, request_ids: Sequence[UUID], *, since: datetime, needed: int) -> list[Leaving]:
     """Count, for each model, the people of these requests, of open jobs and of jobs that ended since: one statement.
 
-    Nobody counts twice, nor do people whose going ``needed`` others than the requester agreed to, whom the service
-    itself found again, or who had gone before a rollback.
+    Nobody counts twice (what has ended is linked to the oldest demand for its person), nor do people whose going
+    ``needed`` others than the requester agreed to, whom the service itself found again, or who had gone before a
+    rollback.
     """
     rows = tx.execute(text(_LEAVING), {"ids": list(request_ids), "since": since, "needed": needed})
     return [Leaving(row.model_id, row.users, row.people, row.request_ids) for row in rows]
@@ -67,8 +68,9 @@ WITH live AS (
   GROUP BY l.id, l.users
 )
 SELECT model_id, users, request_ids, people + (
-  SELECT count(*) FROM jobs j JOIN targets t ON t.job_id = j.id JOIN erasure_requests r ON r.id = t.request_id
-  WHERE j.model_id = going.model_id AND j.closed_at > :since AND t.result = 'forgotten' AND r.duplicate_of IS NULL
+  SELECT count(DISTINCT coalesce(r.duplicate_of, r.id))
+  FROM jobs j JOIN targets t ON t.job_id = j.id JOIN erasure_requests r ON r.id = t.request_id
+  WHERE j.model_id = going.model_id AND j.closed_at > :since AND t.result = 'forgotten'
     AND (SELECT count(*) FROM certificates c WHERE c.request_id = r.id) < 2 AND {_UNASKED}
 ) AS people
 FROM going WHERE request_ids IS NOT NULL

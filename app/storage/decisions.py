@@ -105,6 +105,8 @@ class Known(NamedTuple):
     """Models that it is refused for."""
     older: UUID | None
     """An older open request for the same person that asks for no less."""
+    awaited: int
+    """How many people must agree to older requests for the same person that wait for them."""
 
     def needs_others(self, needed: int) -> bool:
         """Whether the requester's own approval counts for nothing: of two, and where a stolen key could do harm."""
@@ -118,7 +120,7 @@ class Known(NamedTuple):
 def known(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Known]:
     """What was decided about many requests, and which of them repeat an older one: one statement."""
     rows = tx.execute(text(_KNOWN), {"ids": list(request_ids)})
-    return {row.id: Known(row.approvals, row.by_others, row.burst, frozenset(row.refused), row.older) for row in rows}
+    return {r.id: Known(r.approvals, r.by_others, r.burst, frozenset(r.refused), r.older, r.awaited) for r in rows}
 
 
 def link(tx: Session, older: dict[UUID, UUID]) -> None:
@@ -131,22 +133,29 @@ def link(tx: Session, older: dict[UUID, UUID]) -> None:
         tx.execute(text(statement), {"ids": list(older), "older": list(older.values())})
 
 
-# An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold may never go on,
-# what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open ones as well, or to
-# order by the bare sequence, would lead PostgreSQL to another index and through everybody's requests for each.
+# An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold or waits for
+# people may never go on, what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open
+# ones as well, or to order by the bare sequence, would lead PostgreSQL to another index and through everybody's
+# requests for each.
 _KNOWN = """
 SELECT y.id,
   (SELECT count(DISTINCT d.client_id) FROM decisions d
    WHERE d.request_id = y.id AND d.kind = 'approved') AS approvals,
   (SELECT count(DISTINCT d.client_id) FROM decisions d
    WHERE d.request_id = y.id AND d.kind = 'approved' AND d.client_id IS DISTINCT FROM y.client_id) AS by_others,
-  EXISTS (SELECT FROM decisions d WHERE d.request_id = y.id AND d.kind = 'burst') AS burst,
+  EXISTS (SELECT FROM decisions d WHERE d.kind = 'burst' AND (d.request_id = y.id OR d.request_id = ANY (w.ids)))
+    AS burst,
   ARRAY(SELECT DISTINCT unnest(d.models) FROM decisions d WHERE d.request_id = y.id AND d.kind = 'refused') AS refused,
   (SELECT o.id FROM erasure_requests o
    WHERE o.subject_key = y.subject_key AND o.sequence < y.sequence
-     AND o.status NOT IN ('awaiting_identity', 'on_hold')
+     AND o.status NOT IN ('awaiting_identity', 'on_hold', 'pending')
      AND (o.models IS NULL OR y.models <@ o.models)
      AND NOT EXISTS (SELECT FROM decisions d WHERE d.request_id = o.id AND d.kind = 'refused')
-   ORDER BY o.sequence + 0 LIMIT 1) AS older
-FROM erasure_requests y WHERE y.id = ANY (CAST(:ids AS uuid[]))
+   ORDER BY o.sequence + 0 LIMIT 1) AS older,
+  w.awaited
+FROM erasure_requests y CROSS JOIN LATERAL (
+  SELECT array_agg(o.id) AS ids, coalesce(max(o.approvals_needed), 0) AS awaited FROM erasure_requests o
+  WHERE o.subject_key = y.subject_key AND o.sequence < y.sequence AND o.status = 'pending'
+    AND (o.models IS NULL OR y.models IS NULL OR o.models && y.models)
+) w WHERE y.id = ANY (CAST(:ids AS uuid[]))
 """

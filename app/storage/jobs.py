@@ -66,6 +66,19 @@ def joined(tx: Session) -> dict[UUID, int]:
     return {row[0]: row[1] for row in tx.execute(counted)}
 
 
+def full(tx: Session, *, of: int) -> list[str]:
+    """Models whose collecting job serves so many requests."""
+    counted = (
+        select(Model.name)
+        .join(Job, Job.model_id == Model.id)
+        .join(Target, Target.job_id == Job.id)
+        .where(Job.status == JobStatus.QUEUED, Job.fence == 0)
+        .group_by(Model.name)
+        .having(func.count() >= of)
+    )
+    return list(tx.scalars(counted))
+
+
 def any_open(tx: Session, model_id: UUID, *, or_failed_within: timedelta) -> bool:
     """Whether a job of this model has something to do, or failed a short while ago."""
     lately = and_(Job.status == JobStatus.FAILED, Job.closed_at > func.now() - or_failed_within)

@@ -244,6 +244,9 @@ def move_requests(
     moved = update(ErasureRequest).where(ours).values(values).returning(ErasureRequest.id)
     if len(tx.scalars(moved).all()) != len(request_ids):
         raise IllegalMove(f"one of {len(request_ids)} requests is no longer {now}")
+    if then is RequestStatus.PENDING:  # it may never go on, and serves nobody while it waits for people
+        served = ErasureRequest.duplicate_of == func.any(list(request_ids))
+        tx.execute(update(ErasureRequest).where(served).values(duplicate_of=None))
     told = {"type": f"request.{then}", "detail": {"reason": reason} if reason else {}}
     tx.execute(insert(Event).from_select(["request_id", *told], _each(request_ids, **told)))
     _promise(tx, request_ids, webhook.event_of(now, then), status=then, at=at)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Row, delete, func, select
+from sqlalchemy import Row, TextClause, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -79,29 +79,51 @@ def page(
     return tx.scalars(query).all()
 
 
-def received(tx: Session, *, limit: int, cooled_since: datetime) -> Sequence[ErasureRequest]:
+def received(
+    tx: Session, *, limit: int, cooled_since: datetime, full: Collection[str] = ()
+) -> Sequence[ErasureRequest]:
     """Requests that wait to be planned, oldest first; another planner's are left to it.
 
-    Those that came in after ``cooled_since`` may still be taken back at leisure, unless they are our own.
+    Those that came in after ``cooled_since`` may still be taken back at leisure, unless they are our own. Those for
+    a model whose job is ``full`` keep their place, but not at the cost of those for others.
     """
     cooled = (ErasureRequest.received_at <= cooled_since) | (ErasureRequest.origin != "portal")
     return tx.scalars(
         select(ErasureRequest)
-        .where(ErasureRequest.status.in_(PLANNABLE), cooled)
+        .where(ErasureRequest.status.in_(PLANNABLE), cooled, *([_not_for(full)] if full else []))
         .order_by(ErasureRequest.sequence)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
 
 
+def _not_for(models: Collection[str]) -> TextClause:
+    return text(_NOT_FOR).bindparams(full=list(models))
+
+
+_NOT_FOR = """
+NOT EXISTS (
+  SELECT FROM unnest(CAST(:full AS text[])) AS f (name)
+  WHERE (erasure_requests.models IS NULL OR f.name = ANY (erasure_requests.models)) AND NOT EXISTS (
+    SELECT FROM decisions d
+    WHERE d.request_id = erasure_requests.id AND d.kind = 'refused' AND f.name = ANY (d.models)))
+"""
+
+
 def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]:
-    """The job's open requests with their targets, locked in one order so that two jobs can't deadlock."""
+    """The job's open requests with their targets, locked in one order so that two jobs can't deadlock.
+
+    Who waited for a lock knows the request as it is now and its targets as they were: so these are read afterwards.
+    """
+    theirs = select(Target.request_id).where(Target.job_id == job_id)
+    still_open = ErasureRequest.id.in_(theirs) & ErasureRequest.status.not_in(REQUEST_ENDED)
+    order = ErasureRequest.sequence
+    ours = tx.scalars(select(ErasureRequest.id).where(still_open).order_by(order).with_for_update()).all()
     rows = tx.execute(
         select(ErasureRequest, Target)
         .join(Target, Target.request_id == ErasureRequest.id)
-        .where(Target.job_id == job_id, ErasureRequest.status.not_in(REQUEST_ENDED))
-        .order_by(ErasureRequest.sequence)
-        .with_for_update(of=ErasureRequest)
+        .where(Target.job_id == job_id, ErasureRequest.id == func.any(list(ours)))
+        .order_by(order)
         .execution_options(populate_existing=True)
     ).all()
     return [(row[0], row[1]) for row in rows]

@@ -129,7 +129,8 @@ def table(straight: Straight) -> Iterator[dict[tuple[str, str], Future[Aftermath
 def add_endpoints(house: Installation) -> None:
     statement = (
         "INSERT INTO webhook_endpoints (id, client_id, every_client, url)"
-        " SELECT gen_random_uuid(), id, true, :url FROM clients LIMIT 1"
+        " SELECT gen_random_uuid(), client_id, true, :url FROM api_keys"
+        " WHERE 'requests:read_all' = ANY (scopes) LIMIT 1"
     )
     with house.engine.begin() as connection:
         for number in range(ENDPOINTS):

@@ -1,12 +1,16 @@
 """Bulk calls: an outcome for each item in its place, one transaction, nothing echoed."""
 
 import json
+import time
+from codecs import BOM_UTF8
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from sqlalchemy import func, select, text
 
+from app import keymaking
+from app.api.auth import Scope
 from app.storage.sessions import transaction
 from app.storage.tables import ErasureRequest, RequestKey
 from tests.house import Installation
@@ -91,6 +95,56 @@ def test_ten_thousand_fit_into_one_call_and_one_more_does_not(front_door: Instal
         # more than settings.four_eyes_above
         needed = select(ErasureRequest.approvals_needed).where(ErasureRequest.batch_id == answer.json()["batch_id"])
         assert set(tx.scalars(needed)) == {2}
+
+
+def test_items_are_counted_before_they_are_read(front_door: Installation) -> None:
+    with front_door.client() as client:
+        start = time.monotonic()
+        answer = client.post(PATH, content=b"x\n" * (4 << 20), headers=LINES)
+        took = time.monotonic() - start
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == "items"
+    assert took < 10
+
+
+def test_of_an_item_with_very_many_mistakes_not_each_is_told(front_door: Installation) -> None:
+    with front_door.client() as client:
+        answer = client.post(PATH, json={"items": [{f"f{n}": n for n in range(50_000)}, *people(1)]})
+    assert [item["outcome"] for item in answer.json()["items"]] == ["invalid", "accepted"]
+    assert len(answer.content) < 1000
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(front_door: Installation) -> None:
+    with front_door.client() as client:
+        answer = client.post(PATH, content=BOM_UTF8 + lines(people(2)), headers=LINES)
+    assert answer.json()["counts"]["accepted"] == 2
+
+
+def test_a_number_that_nobody_reads_is_named_or_only_its_line_is_wrong(front_door: Installation) -> None:
+    bad = b'{"user_id": ' + b"9" * 5000 + b"}"
+    with front_door.client() as client:
+        whole = client.post(
+            PATH, content=b'{"items": [' + bad + b"]}", headers={"Content-Type": "application/json"}
+        ).json()
+        by_line = client.post(PATH, content=bad + b"\n" + lines(people(1)), headers=LINES).json()
+    assert (whole["status"], whole["errors"][0]["field"]) == (422, "items")
+    assert "number" in whole["detail"]
+    assert [item["outcome"] for item in by_line["items"]] == ["invalid", "accepted"]
+
+
+def test_calls_that_are_small_one_by_one_need_people_when_they_are_many(front_door: Installation) -> None:
+    with transaction(front_door.engine) as tx:
+        _, secret = keymaking.create(tx, name=uuid4().hex, scopes=list(Scope))
+    url, caller = f"http://127.0.0.1:{front_door.port}", {"Authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=url, headers=caller, timeout=30) as client:
+        for _ in range(3):
+            client.post("/v1/erasure-requests", json=people(1)[0])  # singles are not counted
+        batches = [client.post(PATH, json={"items": people(count)}).json() for count in (600, 400, 1)]
+    with transaction(front_door.engine) as tx:
+        of = {UUID(batch["batch_id"]): n for n, batch in enumerate(batches)}
+        needed = select(ErasureRequest.batch_id, ErasureRequest.approvals_needed)
+        rows = tx.execute(needed.where(ErasureRequest.batch_id.in_(of)).distinct())
+        assert sorted((of[batch_id], people_needed) for batch_id, people_needed in rows) == [(0, 0), (1, 0), (2, 2)]
 
 
 def test_one_key_is_one_call(front_door: Installation) -> None:

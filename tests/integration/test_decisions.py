@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -10,16 +12,17 @@ from dateutil.relativedelta import relativedelta
 from sqlalchemy import func, select, text
 
 from app import certificates, decisions, notices, planning
-from app.domain.decisions import EXPLAINED, Ground, Notice
+from app.domain.decisions import EXPLAINED, Ground, HoldGround, IdentityLevel, Notice
 from app.domain.lifecycle import WAITING
 from app.errors import Conflict, Invalid, NotFound
-from app.storage import audit, jobs
+from app.storage import audit, jobs, requests
 from app.storage import decisions as stored
 from app.storage.sessions import transaction
 from app.storage.tables import AuditEntry, Decision, Event, Suppression, Target
 from tests import toy
 from tests.deciding import Office
 from tests.pipeline import Bench, register
+from workers import erase
 
 pytestmark = pytest.mark.slow
 SOON = timedelta(days=30)
@@ -232,8 +235,7 @@ def test_what_is_worked_on_or_over_can_be_decided_no_more(bench: Bench) -> None:
 
 def begin(bench: Bench, job_id) -> None:
     """Take a job as far as the announcement that its work begins."""
-    from workers import erase  # noqa: PLC0415 - torch
-    from workers.lease import Lease  # noqa: PLC0415
+    from workers.lease import Lease  # noqa: PLC0415 - torch
 
     with transaction(bench.ctx.engine) as tx:
         held_job = jobs.claim(tx, job_id, lease=bench.ctx.settings.lease, max_attempts=5)
@@ -498,3 +500,100 @@ def test_an_operators_template_takes_the_place_of_ours(empty: Bench, tmp_path) -
     with pytest.raises(notices.Misconfigured, match=r"en/receipt\.txt"):
         text_of(people, request_id, Notice.RECEIPT)
     assert "T-1" in text_of(people, request_id, Notice.RECEIPT, "de")
+
+
+def test_a_clock_begins_once(empty: Bench) -> None:
+    people = office(empty, identity_needed="low", suspend_while_awaiting_identity=True)
+    request_id = people.demand(3, level="none", at=datetime(2027, 1, 1, tzinfo=UTC))
+    people.confirm(request_id, "low", at=datetime(2027, 1, 10, tzinfo=UTC))
+    people.settings = people.settings.model_copy(update={"identity_needed": IdentityLevel.SUBSTANTIAL})
+    people.hold(request_id, until=empty.now() + 1000 * SOON)
+    assert people.release(request_id) == "awaiting_identity"
+    people.confirm(request_id, "high", at=datetime(2027, 3, 1, tzinfo=UTC))
+    request = empty.request(request_id)
+    assert request.clock_from == datetime(2027, 1, 10, tzinfo=UTC)
+    assert request.deadline.date().isoformat() == "2027-02-10"
+
+
+def test_what_the_service_asks_of_itself_is_not_for_people_to_stop(bench: Bench) -> None:
+    people = office(bench)
+    request_id = people.demand(3)
+    bench.run_all()
+    assert people.status(request_id) == "completed"
+    register(bench, unlearn=True)  # trained on the person again
+    [own] = [request.id for request in people.requests() if request.origin == "suppression"]
+    for act in (
+        people.cancel,
+        people.refuse,
+        lambda i: people.refuse(i, models=["toy"]),
+        lambda i: people.hold(i, until=bench.now() + SOON),
+    ):
+        with pytest.raises(Conflict, match="the service made this request itself"):
+            act(own)
+    bench.run_all()
+    assert abs(bench.live_weights()[0, 3]) < 1e-6
+
+
+def test_what_is_refused_for_its_only_job_goes_on_with_a_model_registered_since(bench: Bench) -> None:
+    people = office(bench)
+    request_id = people.demand(3)
+    bench.plan()
+    register(bench, "second", without=(3,))
+    assert people.refuse(request_id, models=["toy"]) == "received"
+    bench.run_all()
+    assert people.status(request_id) == "partially_completed"
+    with transaction(bench.ctx.engine) as tx:
+        assert [row.name for row in requests.targets(tx, [request_id])] == ["second"]
+
+
+def test_a_model_that_is_being_worked_on_can_be_refused_no_more(bench: Bench) -> None:
+    register(bench, "second")
+    people = office(bench)
+    request_id = people.demand(3)
+    by_model = {bench.model_of(job_id): job_id for job_id in bench.plan()}
+    begin(bench, by_model["second"])
+    fail(bench, by_model["toy"])
+    assert people.status(request_id) == "needs_attention"
+    with pytest.raises(Conflict, match="1 of the models named are being worked on"):
+        people.refuse(request_id, models=["second"])
+    assert people.refuse(request_id, models=["toy"]) == "needs_attention"
+    bench.expire_leases()
+    erase.run(bench.ctx, by_model["second"])
+    assert people.status(request_id) == "partially_completed"
+
+
+def test_who_is_held_while_the_work_is_announced_is_not_begun(bench: Bench) -> None:
+    people = office(bench)
+    request_id = people.demand(3)
+    (job_id,) = bench.plan()
+    decided = threading.Event()
+
+    def officer() -> None:
+        with transaction(bench.ctx.engine) as tx:
+            more = {"ground": HoldGround.LEGAL_HOLD, "until": bench.now() + SOON, "by": people.anna}
+            decisions.hold(tx, request_id, now=bench.now(), settings=people.settings, **more)
+            decided.set()
+            time.sleep(1)  # the worker waits for the request meanwhile
+
+    thread = threading.Thread(target=officer)
+    thread.start()
+    assert decided.wait(10)
+    erase.run(bench.ctx, job_id)
+    thread.join()
+    assert (people.status(request_id), bench.job(job_id).status) == ("on_hold", "empty")
+    with transaction(bench.ctx.engine) as tx:
+        assert not tx.scalar(select(func.count()).select_from(Suppression))
+
+
+def test_what_needs_attention_before_it_began_leaves_its_other_jobs(bench: Bench) -> None:
+    """Else its weight would be gone without a word in the log, and people could still refuse it."""
+    register(bench, "second")
+    people = office(bench)
+    request_id = people.demand(3)
+    by_model = {bench.model_of(job_id): job_id for job_id in bench.plan()}
+    fail(bench, by_model["toy"])
+    erase.run(bench.ctx, by_model["second"])
+    assert bench.job(by_model["second"]).status == "empty"
+    people.retry(request_id)
+    bench.run_all()
+    assert people.status(request_id) == "completed"

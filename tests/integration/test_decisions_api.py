@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -104,6 +105,43 @@ def test_a_portal_vouches_for_its_own_people_only(front_door: Installation, port
     shown = portal.post(f"{PATH}/{request_id}:confirm-identity", json={"level": "high"}).json()
     assert (shown["status"], shown["identity_level"]) == ("received", "high")
     assert portal.post(f"{PATH}/{request_id}:confirm-identity", json={"level": "high"}).status_code == 409
+
+
+@pytest.mark.parametrize("wrong", ["\x00", "\x1b", "\x85", "\ud800"])
+def test_remarks_hold_words_and_nothing_that_can_not_be_kept(
+    portal: httpx.Client, officer: httpx.Client, wrong: str
+) -> None:
+    request_id, until = demand(portal), (datetime.now(UTC) + timedelta(days=30)).isoformat()
+    bodies = [
+        ("refuse", "explanation", REFUSAL),
+        ("refuse", "data_class", REFUSAL),
+        ("hold", "explanation", {"ground": "legal_hold", "until": until}),
+        ("extend", "explanation", {"further_months": 2, "reason": "number"}),
+    ]
+    for act, field, body in bodies:
+        content = json.dumps({**body, field: f"a{wrong}b"})
+        answer = officer.post(
+            f"{PATH}/{request_id}:{act}", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field), answer.text
+    said = "Two lines,\r\nwith\ta tab – and a “dash”."
+    assert officer.post(f"{PATH}/{request_id}:refuse", json={**REFUSAL, "explanation": said}).status_code == 200
+    assert said in officer.get(f"{PATH}/{request_id}/notices/refusal").text
+
+
+def test_who_may_only_read_everybodys_requests_changes_none_of_another_client(
+    front_door: Installation, portal: httpx.Client, officer: httpx.Client
+) -> None:
+    waits, unknown = demand(portal), demand(portal, identity_level="none")
+    auditor = caller(front_door, "requests:write", "requests:read_all")
+    assert auditor.get(f"{PATH}/{waits}").status_code == 200
+    assert auditor.post(f"{PATH}/{waits}:cancel").status_code == 404
+    assert auditor.post(f"{PATH}/{waits}/notices/receipt:sent").status_code == 404
+    assert auditor.post(f"{PATH}/{unknown}:confirm-identity", json={"level": "high"}).status_code == 404
+    assert officer.post(f"{PATH}/{unknown}:confirm-identity", json={"level": "high"}).status_code == 200
+    assert officer.post(f"{PATH}/{waits}/notices/receipt:sent").status_code == 200
+    both = caller(front_door, "requests:write", "requests:decide")
+    assert both.post(f"{PATH}/{waits}:cancel").json()["status"] == "cancelled"
 
 
 def test_a_notice_is_read_sent_and_written_down(portal: httpx.Client, officer: httpx.Client) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import func, select, text, update
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from app import keymaking, supervisor, webhooks
+from app import keymaking, metrics, supervisor, webhooks
 from app.domain import webhook
 from app.domain.webhook import Outcome, Scheme
 from app.queue import IO
@@ -525,6 +525,8 @@ def test_five_days_of_nothing_but_failures_and_the_owner_is_told(office: Office)
     assert event.detail == {"endpoint": str(endpoint_id), "reason": endpoint.disabled_because}
     with transaction(office.ctx.engine) as tx:
         assert totals.read(tx)["webhook_endpoint_disabled", ""].value == 1
+    told = metrics.exposition(metrics.House(office.ctx.engine), now=office.ctx.now(), processes=None)
+    assert b"\nexpunge_webhook_endpoints_disabled_total 1.0\n" in told
 
 
 def test_one_success_in_between_begins_the_five_days_anew(office: Office) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import threading
+import time
 from contextlib import ExitStack
 from uuid import uuid4
 
@@ -74,6 +75,20 @@ def test_what_would_run_in_a_sheet_is_only_shown(front_door: Installation) -> No
         assert row["reference"] == f"'{formula}"
 
 
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_nor_does_it_run_where_a_sheet_separates_otherwise(front_door: Installation, separator: str) -> None:
+    for formula in ("=1+1", " -1", '"=1+1"', '"" @SUM(A1)'):
+        reference = f"T-1{separator}{formula}"
+        demands(front_door, 1, reference=reference)
+        with front_door.client() as client:
+            answer = client.get(EXPORT, params={"format": "csv", "reference": reference})
+        assert all(line.startswith('"') and line.endswith('"') for line in answer.text.splitlines())
+        cells = [cell for row in csv.reader(io.StringIO(answer.text, newline=""), delimiter=separator) for cell in row]
+        assert not [cell for cell in cells if cell.strip(' "').startswith(("=", "+", "-", "@"))], answer.text
+        [row] = csv.DictReader(io.StringIO(answer.text, newline=""))
+        assert row["reference"] == f"T-1{separator}'{formula}"
+
+
 def test_a_client_exports_its_own_and_an_officer_all(front_door: Installation) -> None:
     made = demands(front_door, 2, reference="whose")
     url, asked = f"http://127.0.0.1:{front_door.port}{EXPORT}", {"format": "ndjson", "reference": "whose"}
@@ -96,6 +111,7 @@ def test_only_so_many_at_once_and_one_that_was_left_gives_its_place_back(front_d
             with client.stream("GET", EXPORT, params={"format": "ndjson", "reference": "left"}) as answer:
                 assert answer.status_code == 200
                 next(answer.iter_bytes())  # and go
+            time.sleep(0.5)  # that it went is seen when the next page is written
         whole = client.get(EXPORT, params={"format": "ndjson", "reference": "left"})
     assert len(whole.text.splitlines()) == 2000
 

@@ -33,7 +33,6 @@ from tests.services import new_database
 pytestmark = pytest.mark.slow
 PATH = "/v1/erasure-requests"
 NOBODYS = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
-NOBODYS = "4f0c8f0e-5d0b-4c53-9d0e-6c1a3d1c2b7a"
 """An id that no request has."""
 EACH_ITS_OWN = {"date", "x-request-id"}
 

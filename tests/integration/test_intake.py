@@ -1,6 +1,7 @@
 """What a create promises beyond being written down: identity, approval, a client's day, and silence about people."""
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -96,6 +97,23 @@ def test_many_at_once_can_not_overspend_a_day(strict_door: Installation) -> None
     assert codes.count(202) == 5
     with transaction(strict_door.engine) as tx:
         assert tx.scalar(select(func.count()).where(ErasureRequest.client_id == client_id)) == 5
+
+
+def test_large_transactions_side_by_side_can_not_overspend_a_day(quiet: Installation) -> None:
+    client_id, _ = key_of(quiet)
+    settings, start = quiet.settings.model_copy(update={"daily_erasures": 3500}), threading.Barrier(4)
+
+    def file(_: int) -> int:
+        filings = [Filing(Demand(user_id=uuid4().hex), client_id) for _ in range(1400)]
+        start.wait(30)
+        with transaction(quiet.engine) as tx:
+            outcomes = intake.accept_many(tx, filings, now=NOW, settings=settings)
+        return sum(isinstance(o, Filed) for o in outcomes)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(file, range(4))) == [0, 700, 1400, 1400]
+    with transaction(quiet.engine) as tx:
+        assert tx.scalar(select(func.count()).where(ErasureRequest.client_id == client_id)) == 3500
 
 
 def test_a_client_with_a_number_of_its_own(strict_door: Installation) -> None:

@@ -368,6 +368,7 @@ def test_a_step_that_hangs_is_killed_at_its_limit(bench: Bench, monkeypatch: pyt
 def test_a_terminal_request_has_promised_one_delivery_per_endpoint(bench: Bench) -> None:
     with transaction(bench.ctx.engine) as tx:
         client_id = keymaking.operator(tx)
+        keymaking.create(tx, name="office", scopes=["requests:read_all"], client_id=client_id)
         tx.add(WebhookEndpoint(client_id=client_id, every_client=True, url="https://portal.example/"))
     bench.demand(1)
     bench.run_all()

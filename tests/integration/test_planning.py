@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event, func, select, text
 
-from app import catalog, certificates, planning
+from app import catalog, certificates, intake, planning
 from app.domain.decisions import Ground
 from app.errors import Conflict
 from app.storage import requests, versions
 from app.storage.sessions import transaction
 from app.storage.tables import Forgotten, Job, Suppression, Target
+from tests import toy
 from tests.deciding import Office, check_log
 from tests.pipeline import Bench, register
 from workers import erase
@@ -344,3 +345,70 @@ def predicate(bench: Bench, request_id: UUID) -> dict:
 def live(bench: Bench, name: str) -> UUID | None:
     with transaction(bench.ctx.engine) as tx:
         return versions.model(tx, name).current_version_id
+
+
+# What a hostile client tried
+
+
+def test_who_waits_for_people_is_not_forgotten_by_being_sent_again_alone(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.05, hold_least=5)  # 20 of 400
+    many = [intake.Filing(intake.Demand(user_id=toy.user_id(person)), people.portal) for person in range(60)]
+    with transaction(bench.ctx.engine) as tx:
+        intake.accept_many(tx, many, now=bench.now(), settings=people.settings, batch=intake.Batch(uuid4(), 2))
+    same_tick = people.demand(0, reference="at once")
+    bench.plan()
+    later = [people.demand(person, reference="alone") for person in range(60)]
+    for _ in range(3):
+        bench.run_all()
+    assert {one.status for one in people.requests()} == {"pending"}
+    assert {(r.approvals_needed, r.duplicate_of) for r in map(bench.request, [same_tick, *later])} == {(2, None)}
+    people.approve(later[0], by=people.anna)
+    assert people.approve(later[0], by=people.ben) == "approved"
+    bench.run_all()
+    assert people.status(later[0]) == "completed"
+
+
+def test_a_day_counts_everybody_who_went_whatever_demand_they_are_linked_to(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.001, hold_least=3)
+    idle = people.demand(90_000)
+    people.hold(idle, until=bench.now() + SOON)
+    first = [people.demand(person) for person in range(3)]
+    bench.plan()
+    linked = text("UPDATE erasure_requests SET duplicate_of = CASE WHEN id = :a THEN CAST(:idle AS uuid) END")
+    with transaction(bench.ctx.engine) as tx:  # to one that nobody works on
+        tx.execute(linked, {"a": first[0], "idle": idle})
+    bench.run_all()
+    assert {people.status(i) for i in first} == {"completed"}
+    fourth = people.demand(3)
+    bench.plan()
+    assert people.status(fourth) == "pending"
+
+
+def test_what_is_called_back_to_people_serves_nobody_meanwhile(bench: Bench) -> None:
+    people = Office(bench, hold_share=0.001, hold_least=2)
+    older, younger = people.demand(3, reference="T-1"), people.demand(3, reference="T-2")
+    bench.plan()
+    assert bench.request(younger).duplicate_of == older
+    more = [people.demand(person) for person in range(10, 15)]
+    bench.plan()
+    assert {people.status(i) for i in [older, younger, *more]} == {"pending"}
+    assert bench.request(younger).duplicate_of is None
+
+
+def test_a_full_job_of_one_model_does_not_stop_requests_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(bench, "second")
+    people = Office(bench, hold_share=1.0, batch_requests=1)
+    monkeypatch.setattr(planning, "_LOOK_AHEAD", 5)
+    for person in range(10):
+        people.demand(person, models=["toy"])
+    other, refused = people.demand(30, models=["second"]), people.demand(31)
+    bench.plan()
+    bench.plan()
+    assert people.status(other) == "queued"
+    with transaction(bench.ctx.engine) as tx:
+        tx.execute(text("UPDATE jobs SET fence = 1 WHERE model_id = (SELECT id FROM models WHERE name = 'second')"))
+    people.refuse(refused, models=["toy"])  # the full job is none of its
+    bench.plan()
+    assert people.status(refused) == "queued"

@@ -13,6 +13,10 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 Moment = Annotated[AwareDatetime, Field(strict=False, ge=_EARLIEST, le=_LATEST)]
 """A time that we are sent; near the ends of the calendar, counting months and zones would leave it."""
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Words for people, without control characters, which PostgreSQL can't keep and pages and sheets take for commands."""
+Lines = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$")]
+"""The same with tabs and line ends."""
 ModelName = Annotated[str, Field(pattern=identifiers.MODEL_NAME)]
 
 

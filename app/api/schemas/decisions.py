@@ -8,13 +8,13 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas.base import Incoming, ModelName, Moment
+from app.api.schemas.base import Incoming, Line, Lines, ModelName, Moment
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Kind, Notice
 from app.domain.lifecycle import RequestStatus
 
 # A body is read from JSON before it is checked, so a strict enum, UUID or time would refuse its own text.
 Explanation = Annotated[
-    str | None,
+    Lines | None,
     Field(
         default=None,
         min_length=1,
@@ -50,7 +50,7 @@ class RefuseIn(Incoming):
     ground: Ground = Field(strict=False)
     explanation: Explanation
     models: list[ModelName] | None = Field(default=None, min_length=1, max_length=100)
-    data_class: str | None = Field(
+    data_class: Line | None = Field(
         default=None, min_length=1, max_length=200, description="Your name for the data that stay, such as `invoices`."
     )
 

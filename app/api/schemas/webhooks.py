@@ -9,16 +9,14 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.base import Incoming, Moment
+from app.api.schemas.base import Incoming, Line, Moment
 from app.domain.webhook import EVENTS, OUTCOMES, Outcome, Scheme
 
 _URL = "https URL; private addresses are refused"
 _EVENTS = f"What to tell; one or more of {', '.join(EVENTS)}. null: {', '.join(OUTCOMES)}."
 Url = Annotated[str, Field(min_length=1, max_length=2000, description=_URL)]
 Events = Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=100, description=_EVENTS)]
-Description = Annotated[
-    str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="For people; don't name any")
-]
+Description = Annotated[Line, Field(max_length=200, description="For people; don't name any")]
 Signing = Annotated[Scheme, Field(strict=False, description="v1: HMAC-SHA256, whsec_…; v1a: Ed25519, whpk_…")]
 
 
