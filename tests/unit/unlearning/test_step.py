@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from app.errors import Invalid
@@ -65,11 +66,15 @@ def test_what_an_owners_code_dies_of_hands_over_to_the_next_rung(
 ) -> None:
     if rung == "renewal":  # without references it would refuse before it reads a sample
         monkeypatch.setitem(step.RUNGS, "renewal", step.RUNGS["influence"])
-    answer = step.unlearn(house | {"model": "Breaking", "rung": rung}, lambda _: None)
+    with capture_logs() as lines:
+        answer = step.unlearn(house | {"model": "Breaking", "rung": rung}, lambda _: None)
     assert (answer["weights"], answer["can_retrain"]) == (None, True)
     assert "IndexError" in answer["refused"]
     told = capfd.readouterr()
-    assert f"IndexError at {__file__}:" in told.err
+    [line] = lines
+    assert line["kind"] == "IndexError"
+    assert line["place"].startswith(f"{__file__}:")
+    assert "Ada" not in str(lines)
     assert "Ada" not in answer["refused"] + told.err + told.out
 
 
