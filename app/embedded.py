@@ -11,7 +11,8 @@ REDIS_URL. Three promises:
   started it, and exists on Linux only.)
 * **Root is not needed, and dropped when present.** PostgreSQL refuses to run as root, so root hands it to the account
   ``postgres`` or ``nobody``. Where that account can't reach the directory (``/root`` has mode 0700) we open no door:
-  the data go to ``/var/lib/expunge-*`` (tests: ``/tmp/expunge-*``), and ``elsewhere`` in the directory links there.
+  the data go to ``/var/lib/expunge-*`` (tests: ``/tmp/expunge-*``); ``elsewhere`` in the directory links there, ``home``
+  says whose they are.
   Deleting the directory by hand leaves those data: ``Postgres.remove`` deletes both.
 """
 
@@ -238,6 +239,7 @@ class Postgres(Server):
         parent = "/var/lib" if self.durable else "/tmp"  # noqa: S108 - mkdtemp picks a fresh name
         home = Path(tempfile.mkdtemp(prefix="expunge-", dir=parent))
         home.chmod(_home_mode())
+        (home / "home").write_text(f"{self.directory}\n")  # whose data these are, for who comes across them
         elsewhere.symlink_to(home)
         return home
 

@@ -53,8 +53,8 @@ REQUEST_TRAILS = {
     "completed": [["request.received", "request.queued", "request.in_progress", "request.completed"]],
     "no_data": [["request.received", "request.queued", "request.in_progress", "request.no_data"]],
     "cancelled": [
-        ["request.received", "request.cancelled"],
-        ["request.received", "request.queued", "request.cancelled"],
+        ["request.received", "decision.cancelled", "request.cancelled"],
+        ["request.received", "request.queued", "decision.cancelled", "request.cancelled"],
     ],
 }
 RUNG = ["job.located", "job.unlearned"]

@@ -575,6 +575,7 @@ def test_waiting_for_the_log_uses_up_no_attempt(
             with transaction(house.engine) as tx:
                 planning.sweep(tx, now=waiting.now(), settings=waiting.ctx.settings)
         assert waiting.request(request_id).status == "in_progress"
+        monkeypatch.setattr(erase, "_LOG_WAITS_SECONDS", 30)
         with waiting.sequencing():
             waiting.run_all()
         assert waiting.request(request_id).status == "completed"
