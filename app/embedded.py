@@ -11,8 +11,8 @@ REDIS_URL. Three promises:
   started it, and exists on Linux only.)
 * **Root is not needed, and dropped when present.** PostgreSQL refuses to run as root, so root hands it to the account
   ``postgres`` or ``nobody``. Where that account can't reach the directory (``/root`` has mode 0700) we open no door:
-  the data go to ``/var/lib/expunge-*`` (tests: ``/tmp/expunge-*``); ``elsewhere`` in the directory links there, ``home``
-  says whose they are.
+  the data go to ``/var/lib/expunge-*`` (tests: ``/tmp/expunge-*``); ``elsewhere`` in the directory links there, and
+  ``home`` there says whose they are.
   Deleting the directory by hand leaves those data: ``Postgres.remove`` deletes both.
 """
 

@@ -7,7 +7,7 @@ dialects all come through :func:`accept_many`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -120,11 +120,12 @@ def accept_many(
     """
     moment = _Moment(now, settings, batch)
     cases = [_case(moment, filing) for filing in filings]
-    _replay(tx, cases)
+    earlier, left = _standing(tx, cases, moment)
+    _replay(tx, cases, earlier)
     _refuse_unknown_models(tx, cases)
     _refuse_other_bodies(cases)
     leaders = _leaders(cases)
-    _within_the_day(tx, leaders, moment)
+    _within_the_day(tx, leaders, left, moment)
     _write(tx, leaders, moment)
     for case in cases:
         if case.leader is not None:
@@ -166,7 +167,8 @@ class _Case:
     outcome: Filed | ExpungeError | None = None
     leader: _Case | None = None
     """An earlier filing of the same transaction that makes the same demand."""
-    replayed: bool = False
+    bound: bool = False
+    """Its Idempotency-Key has its answer."""
 
     def follow(self, leader: _Case) -> None:
         """Have the outcome of the same demand before it; the request is no longer new."""
@@ -201,15 +203,24 @@ def _undecided(cases: Iterable[_Case]) -> list[_Case]:
     return [case for case in cases if case.outcome is None]
 
 
-def _replay(tx: Session, cases: Sequence[_Case]) -> None:
+def _standing(
+    tx: Session, cases: Sequence[_Case], moment: _Moment
+) -> tuple[dict[Place, arrivals.Answer], dict[UUID, int]]:
+    """What was answered before, and how many more requests each client may make today."""
+    places = [case.place for case in cases if case.place]
+    clients = {case.filing.client_id for case in cases}
+    day, usual = moment.local.date(), moment.settings.daily_erasures
+    return arrivals.answers_and_room(tx, places, clients, day=day, usual=usual)
+
+
+def _replay(tx: Session, cases: Sequence[_Case], earlier: Mapping[Place, arrivals.Answer]) -> None:
     """Answer with what the same Idempotency-Key was answered with before."""
-    earlier = arrivals.answers(tx, [case.place for case in cases if case.place])
-    mine = [(case, earlier[case.place]) for case in cases if case.place in earlier and case.outcome is None]
+    mine = [(case, earlier[case.place]) for case in _undecided(cases) if case.place and case.place in earlier]
     known = arrivals.those(tx, [answer.request_id for _, answer in mine if answer.request_id])
     for case, answer in mine:
         same = answer.body_digest == case.body_digest and answer.request_id is not None
         case.outcome = Filed(known[answer.request_id], created=False) if same and answer.request_id else _other_body()
-        case.replayed = True
+        case.bound = True
 
 
 def _other_body() -> Invalid:
@@ -246,20 +257,18 @@ def _leaders(cases: Sequence[_Case]) -> list[_Case]:
     return list(first.values())
 
 
-def _within_the_day(tx: Session, leaders: Sequence[_Case], moment: _Moment) -> None:
+def _within_the_day(tx: Session, leaders: Sequence[_Case], left: Mapping[UUID, int], moment: _Moment) -> None:
     """Refuse what is more than a client may ask for in a day; demands that we have already don't count."""
-    if not leaders:
-        return
     wanted = _by_client(leaders)
-    left = _left(tx, wanted, moment)
-    free = {client_id: min(_A_FLUSH, room - _NEARLY_SPENT) for client_id, room in left.items()}
+    free = {client_id: min(_A_FLUSH, left[client_id] - _NEARLY_SPENT) for client_id in wanted}
     tight = {client_id for client_id, cases in wanted.items() if len(cases) > free[client_id]}
     if not tight:
         return
     arrivals.hold_counts(tx, tight)
-    left = _left(tx, tight, moment)
-    known = arrivals.twins(tx, [case.dedupe_key for client_id in tight for case in wanted[client_id]])
-    for client_id in tight:
+    left = arrivals.room(tx, tight, day=moment.local.date(), usual=moment.settings.daily_erasures)
+    over = [client_id for client_id in tight if len(wanted[client_id]) > left[client_id]]
+    known = arrivals.twins(tx, [case.dedupe_key for client_id in over for case in wanted[client_id]])
+    for client_id in over:
         fresh = [case for case in wanted[client_id] if case.dedupe_key not in known]
         for case in fresh[max(0, left[client_id]) :]:
             sentence = "this client has made all the erasure requests that it may make today"
@@ -273,18 +282,13 @@ def _by_client(cases: Iterable[_Case]) -> dict[UUID, list[_Case]]:
     return found
 
 
-def _left(tx: Session, client_ids: Iterable[UUID], moment: _Moment) -> dict[UUID, int]:
-    usual = moment.settings.daily_erasures
-    return dict(arrivals.room(tx, client_ids, day=moment.local.date(), usual=usual))
-
-
 def _write(tx: Session, leaders: Sequence[_Case], moment: _Moment) -> None:
     """Write the requests; where the same demand is open, that one answers."""
     for sealed in _sealed(sorted(_undecided(leaders), key=attrgetter("dedupe_key")), moment):
         new = moves.arrive(tx, [arrival for _, arrival in sealed], day=moment.local.date())
         for case, arrival in sealed:
             if arrival.id in new:
-                case.outcome = Filed(arrival, created=True)
+                case.outcome, case.bound = Filed(arrival, created=True), new[arrival.id]
     rest = _undecided(leaders)
     twins = arrivals.twins(tx, [case.dedupe_key for case in rest])
     for case in rest:
@@ -341,15 +345,17 @@ def _arrival(case: _Case, moment: _Moment) -> Arrival:
         dedupe_key=case.dedupe_key,
         wrapped=keyring.wrap(moment.wrapping_key, key),
         traceparent=demand.traceparent,
+        key_digest=case.place[1] if case.place else None,
+        body_digest=case.body_digest if case.place else None,
     )
 
 
 def _remember(tx: Session, cases: Sequence[_Case]) -> None:
-    """Bind the Idempotency-Keys to their answers."""
+    """Bind the Idempotency-Keys of those that found a request; a new request was written with its own."""
     answered = {
         case.place: Binding(*case.place, case.body_digest, case.outcome.request.id)
         for case in cases
-        if case.place and not case.replayed and isinstance(case.outcome, Filed)
+        if case.place and not case.bound and isinstance(case.outcome, Filed)
     }
     lost = answered.keys() - arrivals.bind(tx, answered.values())
     if not lost:

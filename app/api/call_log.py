@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import count
 from typing import Final
 
 from opentelemetry.trace import SpanKind
@@ -33,6 +34,7 @@ class CallLog:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._known: _Known = {}
+        self._process, self._calls = os.urandom(4).hex(), count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry: let the call through and tell how it went."""
@@ -40,7 +42,7 @@ class CallLog:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        call = scope[CALL] = os.urandom(8).hex()
+        call = scope[CALL] = f"{self._process}{next(self._calls):08x}"
         number, code = (b"x-request-id", call.encode()), 0
 
         async def numbered(message: Message) -> None:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.domain.portals import PORTALS
 from app.domain.portals.base import Portal, Refusal
 
+_PREFIXES = tuple(portal.prefix for portal in PORTALS)
 _AUTHORIZATION, _API_KEY = b"authorization", b"x-api-key"
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -40,6 +41,8 @@ class Dialects:
 
 
 def _portal(path: str) -> Portal | None:
+    if not path.startswith(_PREFIXES):
+        return None
     return next((portal for portal in PORTALS if f"{path}/".startswith(f"{portal.prefix}/")), None)
 
 

@@ -7,7 +7,7 @@ held the whole process for a minute. How large a body may be is said in :mod:`ap
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,6 +23,40 @@ _ALWAYS_ANSWERED: Final = frozenset({b"/livez", b"/health/live"})
 """An orchestrator that was told 503 here would end a process that is only busy."""
 
 
+class InOnePiece:
+    """A transport that sends two writes of one turn of the loop as one: an answer's head goes with its body.
+
+    uvicorn writes them apart, and each costs a system call and wakes the caller.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._kept = b""
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's own. Any: as it is there."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Keep it until the next write, at the latest until the loop's next turn."""
+        if self._kept:
+            data, self._kept = self._kept + data, b""
+            self._transport.write(data)
+        elif data:
+            self._kept = data
+            self._loop.call_soon(self._send)
+
+    def close(self) -> None:
+        """Close when all is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._kept:
+            data, self._kept = self._kept, b""
+            self._transport.write(data)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's, with a clock; a request that comes in one piece, as nearly all do, never starts it."""
 
@@ -35,6 +69,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         """A caller that says nothing is let go, too."""
         super().connection_made(transport)
+        self.transport = InOnePiece(transport, self.loop)  # type: ignore[assignment] # it is one in all but name
         self._watch = self.loop.call_later(REQUEST_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:

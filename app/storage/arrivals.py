@@ -6,7 +6,7 @@ other in one order and can't deadlock. moves.py writes the requests themselves, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.domain.lifecycle import RequestStatus
-from app.storage.sessions import fetch
+from app.storage.sessions import Asked, Rows, fetch, fetch_all
 from app.storage.tables import ErasureRequest
 
 
@@ -42,6 +42,9 @@ class Arrival:
     wrapped: bytes
     """Its working key, wrapped."""
     traceparent: str | None = None
+    key_digest: bytes | None = None
+    """Of the Idempotency-Key that it is to be bound to, if it came with one."""
+    body_digest: bytes | None = None
     origin: str = "portal"
     reason: str | None = None
     closed_at: datetime | None = None
@@ -126,10 +129,24 @@ def _element(value: UUID | bytes | str | None) -> str:
 
 def answers(tx: Session, places: Iterable[Place]) -> dict[Place, Answer]:
     """What these Idempotency-Keys were answered with before, where they were."""
-    wanted = sorted(set(places))
-    if not wanted:
-        return {}
-    rows = fetch(tx, _ANSWERS, {"clients": array(c for c, _ in wanted), "keys": array(k for _, k in wanted)})
+    wanted = set(places)
+    return _answers(fetch(tx, *_asking_answers(wanted))) if wanted else {}
+
+
+def answers_and_room(
+    tx: Session, places: Iterable[Place], client_ids: Iterable[UUID], *, day: date, usual: int
+) -> tuple[dict[Place, Answer], dict[UUID, int]]:
+    """Both :func:`answers` and :func:`room`, in one round trip."""
+    earlier, left = fetch_all(tx, _asking_answers(set(places)), _asking_room(client_ids, day, usual))
+    return _answers(earlier), _room(left)
+
+
+def _asking_answers(places: Iterable[Place]) -> Asked:
+    wanted = sorted(places)
+    return _ANSWERS, {"clients": array(c for c, _ in wanted), "keys": array(k for _, k in wanted)}
+
+
+def _answers(rows: Rows) -> dict[Place, Answer]:
     return {(client, key): Answer(request, body, told) for client, key, request, body, told in rows}
 
 
@@ -171,10 +188,17 @@ def those(tx: Session, request_ids: Iterable[UUID]) -> dict[UUID, ErasureRequest
     return {request.id: request for request in found}
 
 
-def room(tx: Session, client_ids: Iterable[UUID], *, day: date, usual: int) -> Mapping[UUID, int]:
+def room(tx: Session, client_ids: Iterable[UUID], *, day: date, usual: int) -> dict[UUID, int]:
     """How many more requests each client may make on a day, by what is committed."""
-    wanted = {"clients": array(set(client_ids)), "day": day, "usual": usual}
-    return {client_id: int(left) for client_id, left in fetch(tx, _ROOM, wanted)}
+    return _room(fetch(tx, *_asking_room(client_ids, day, usual)))
+
+
+def _asking_room(client_ids: Iterable[UUID], day: date, usual: int) -> Asked:
+    return _ROOM, {"clients": array(set(client_ids)), "day": day, "usual": usual}
+
+
+def _room(rows: Rows) -> dict[UUID, int]:
+    return {client_id: int(left) for client_id, left in rows}
 
 
 def in_bulk(tx: Session, client_id: UUID, *, since: datetime, beyond: int) -> int:

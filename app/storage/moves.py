@@ -100,26 +100,34 @@ ARRIVE = """
         SELECT client_id, %(day)s, pg_backend_pid() %% %(slots)s, count(*)
         FROM arrived GROUP BY client_id ORDER BY client_id
         ON CONFLICT (client_id, day, slot) DO UPDATE SET count = c.count + excluded.count
+    ), bound AS (
+        INSERT INTO idempotency_keys (client_id, key_digest, body_digest, request_id)
+        SELECT client_id, key_digest, body_digest, id
+        FROM unnest(CAST(%(id)s AS uuid[]), CAST(%(key_digest)s AS bytea[]), CAST(%(body_digest)s AS bytea[]))
+          AS k(id, key_digest, body_digest) JOIN arrived USING (id)
+        WHERE key_digest IS NOT NULL ORDER BY client_id, key_digest
+        ON CONFLICT DO NOTHING RETURNING request_id
     )
-    SELECT id FROM arrived
+    SELECT arrived.id, bound.request_id IS NOT NULL FROM arrived LEFT JOIN bound ON bound.request_id = arrived.id
 """
 """One statement, so that a flush is a few round trips however many it carries."""
 _SLOTS = 64
 """Rows over which a client's day is counted: one for each connection, so that transactions don't queue for it."""
 _COLUMNS = (
     *("id", "ref", "status", "client_id", "reference", "identity_level", "subject_key", "suppression_key"),
-    *("sealed_user_id", "dedupe_key", "traceparent", "wrapped"),
+    *("sealed_user_id", "dedupe_key", "traceparent", "wrapped", "key_digest", "body_digest"),
 )
 
 
-def arrive(tx: Session, arrivals: Sequence[Arrival], *, day: date) -> set[UUID]:
+def arrive(tx: Session, arrivals: Sequence[Arrival], *, day: date) -> dict[UUID, bool]:
     """Write down requests that came in at one moment: row, key, event, the log's entry, and the client's count.
 
     Returns:
-        The ids of those that are new; of the others, the same demand is open.
+        The ids of those that are new, and whether each was bound to its Idempotency-Key; of the others, the same demand
+        is open.
     """
     if not arrivals:
-        return set()
+        return {}
     rows, first = sorted(arrivals, key=attrgetter("dedupe_key")), arrivals[0]
     assert {row.status for row in rows} <= INITIAL
     said = {"due": first.deadline.isoformat()}
@@ -128,7 +136,7 @@ def arrive(tx: Session, arrivals: Sequence[Arrival], *, day: date) -> set[UUID]:
     columns["models"] = array(",".join(row.models) if row.models else None for row in rows)
     of_all = {name: getattr(first, name) for name in ("batch_id", "received_at", "deadline", "approvals_needed")}
     of_all |= {"said": json.dumps(said), "purpose": audit.WORKING, "day": day, "slots": _SLOTS}
-    arrived = {request_id for (request_id,) in fetch(tx, ARRIVE, columns | of_all)}
+    arrived: dict[UUID, bool] = dict(fetch(tx, ARRIVE, columns | of_all))
     if len(arrived) < len(rows):
         unused = [row.id for row in rows if row.id not in arrived]
         tx.execute(delete(RequestKey).where(RequestKey.request_id == func.any(unused)))

@@ -150,28 +150,29 @@ def test_neighbours_in_one_ipv6_network_are_one_caller(house: Installation, addr
 
 
 def test_while_redis_is_frozen_dead_or_back_nobody_waits(house: Installation, address: str, valkey: Valkey) -> None:
-    def slowest(seconds: float) -> float:
-        worst, until = 0.0, time.monotonic() + seconds
+    def slow(seconds: float) -> float:
+        """The second slowest: who waits for Redis does so at every call, a busy machine at one."""
+        took, until = [], time.monotonic() + seconds
         with transaction(house.engine) as tx:
             key = keymaking.create(tx, name=uuid4().hex, scopes=[Scope.MODELS_READ])[1]
         for place in range(LIMIT):
             began = time.monotonic()
             assert call(house, MODELS, f"2001:db8:{uuid4().bytes[0]:x}:{place:x}::9", key).status_code == 200
-            worst = max(worst, time.monotonic() - began)
+            took.append(time.monotonic() - began)
             time.sleep(max(0.0, min(seconds / LIMIT, until - time.monotonic())))
-        return worst
+        return sorted(took)[-2]
 
-    usual = slowest(1.5)
+    usual = slow(1.5)
     assert valkey.pid
     os.kill(valkey.pid, signal.SIGSTOP)
     try:
-        frozen = slowest(3)
+        frozen = slow(3)
     finally:
         os.kill(valkey.pid, signal.SIGCONT)
     valkey.kill()
-    dead = slowest(3)
+    dead = slow(3)
     valkey.start()
-    back = slowest(3)
+    back = slow(3)
     assert max(frozen, dead, back) < max(0.4, 5 * usual), (usual, frozen, dead, back)
 
 
