@@ -1,6 +1,8 @@
 # Commands a newcomer has. `make help` lists them.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Compiled tests and modules are kept, whatever the shell says: every process that a test starts needs them.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18

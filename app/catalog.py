@@ -146,16 +146,17 @@ def _queue_undone(tx: Session, model: Model, version: ModelVersion, *, now: date
     undone = versions.undone_by(tx, version)
     for request in undone:
         jobs.join(tx, job_id, request.id, model.id)
-        if (
-            status := RequestStatus(request.status)
-        ) in ERASED:  # others are open already, and end when this has ended, too
-            moves.move_request(
-                tx,
-                request.id,
-                now=status,
-                then=RequestStatus.QUEUED,
-                at=now,
-                reason=_UNDONE,
-                due=deadlines.due(now, settings.zone),  # the first clock was met; this one is ours
-            )
+        status = RequestStatus(request.status)
+        if status not in ERASED:  # open already, and ends when this has ended, too
+            moves.record(tx, "request.undone", request_id=request.id, model_id=model.id, detail={"reason": _UNDONE})
+            continue
+        moves.move_request(
+            tx,
+            request.id,
+            now=status,
+            then=RequestStatus.QUEUED,
+            at=now,
+            reason=_UNDONE,
+            due=deadlines.due(now, settings.zone),  # the first clock was met; this one is ours
+        )
     return len(undone)

@@ -549,6 +549,11 @@ def restore_replay(
     )
     if done.lacking:
         _errors.print(f"[yellow]{done.lacking} requests had ended and are in no journal:[/] have them sent again")
+    if done.refused:
+        ids = " ".join(map(str, done.refused))
+        _errors.print(
+            f"[yellow]{len(done.refused)} open requests were refused in part since; refuse them again:[/] {ids}"
+        )
     if done.lost:
         refs = " ".join(done.lost)
         _errors.print(f"[yellow]{len(done.lost)} requests came in after the backup; have them sent again:[/] {refs}")

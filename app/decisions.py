@@ -13,9 +13,17 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import ending, planning
+from app import ending, holds, planning
 from app.domain import deadlines
-from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Kind, check_refusal
+from app.domain.decisions import (
+    HOLDS_OF_DATA,
+    ExtensionReason,
+    Ground,
+    HoldGround,
+    IdentityLevel,
+    Kind,
+    check_refusal,
+)
 from app.domain.lifecycle import CANCELLABLE, JOB_OPEN, REQUEST_ENDED, WAITING, RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid
 from app.settings import Settings
@@ -90,7 +98,7 @@ def _begin_clock(tx: Session, request: ErasureRequest, *, now: datetime, setting
     """The new deadline, if the policy suspends the clock; one that was extended keeps what it was extended to."""
     if not settings.suspend_while_awaiting_identity or request.clock_from is not None:
         return None
-    if decisions.of_request(tx, request.id, kind=Kind.EXTENDED):
+    if decisions.was_extended(tx, request.id):
         return None
     due = deadlines.due(now, settings.zone)
     decisions.begin_clock(tx, request.id, clock_from=now, deadline=due)
@@ -133,6 +141,8 @@ def hold(
 ) -> ErasureRequest:
     """Let a request wait until people have looked at it again; it leaves the jobs that would have worked on it.
 
+    A hold of the person's data is passed on to the person's other requests, now and when they come in.
+
     Raises:
         NotFound: No such request.
         Conflict: Work on it has begun or is done, or it is held already.
@@ -140,29 +150,46 @@ def hold(
     """
     if until <= now:
         raise Invalid("until", "the day of the next review lies in the future")
+    if ground in HOLDS_OF_DATA:  # before or after a planning, whole: it sees this hold, or we see what it queued
+        planning.hold_ledger(tx, exclusive=True)
+    requests.hold(tx, [request_id])
     request = _waiting(tx, request_id, "held")
     if request.status == RequestStatus.ON_HOLD:
         raise Conflict("the request is on hold already; release it first")
-    _decide(tx, request, Kind.HELD, by=by, at=now, ground=ground, explanation=explanation, until=until)
-    reason = f"{ground}, to be reviewed on {deadlines.day(until, settings.zone)}"
-    return _moved(tx, request, RequestStatus.ON_HOLD, at=now, reason=reason)
+    held = _decide(tx, request, Kind.HELD, by=by, at=now, ground=ground, explanation=explanation, until=until)
+    request = _moved(tx, request, RequestStatus.ON_HOLD, at=now, reason=holds.reason(held, settings))
+    if ground in HOLDS_OF_DATA:
+        holds.bind_twins(tx, request, at=now, settings=settings)
+    return request
 
 
 def release(
     tx: Session, request_id: UUID, *, by: UUID, now: datetime, settings: Settings, explanation: str | None = None
 ) -> ErasureRequest:
-    """End a hold: the request is planned anew, or waits for the person's identity as before.
+    """End a hold, also where it was passed on: requests are planned anew, or wait for the person's identity as before.
 
     Raises:
         NotFound: No such request.
-        Conflict: It is not on hold.
+        Conflict: It is not on hold, or only because another one for the same person is.
     """
+    requests.hold(tx, [request_id])
     request = requests.locked(tx, request_id)
     if request.status != RequestStatus.ON_HOLD:
         raise Conflict(f"the request is {request.status}; only one that is on hold can be released")
-    _decide(tx, request, Kind.RELEASED, by=by, at=now, explanation=explanation)
+    if holds.was_passed_on(tx, request):
+        holds.need_free(tx, request)
+    request = _release(tx, request, by=by, at=now, settings=settings, explanation=explanation)
+    for twin in holds.freed_with(tx, request):
+        _release(tx, twin, by=by, at=now, settings=settings)
+    return request
+
+
+def _release(
+    tx: Session, request: ErasureRequest, *, by: UUID, at: datetime, settings: Settings, explanation: str | None = None
+) -> ErasureRequest:
+    _decide(tx, request, Kind.RELEASED, by=by, at=at, explanation=explanation)
     known = IdentityLevel(request.identity_level).reaches(settings.identity_needed)
-    return _moved(tx, request, RequestStatus.RECEIVED if known else RequestStatus.AWAITING_IDENTITY, at=now)
+    return _moved(tx, request, RequestStatus.RECEIVED if known else RequestStatus.AWAITING_IDENTITY, at=at)
 
 
 def refuse(
@@ -249,7 +276,7 @@ def extend(
     if request.status in REQUEST_ENDED:
         raise Conflict(f"the request is {request.status}; its clock has stopped")
     _need_first_time(request, "extended")
-    if decisions.of_request(tx, request_id, kind=Kind.EXTENDED):
+    if decisions.was_extended(tx, request_id):
         raise Conflict("the deadline was extended before; Art. 12(3) GDPR allows it once")
     if request.status == RequestStatus.AWAITING_IDENTITY and settings.suspend_while_awaiting_identity:
         raise Conflict("the clock of this request begins when the person's identity is confirmed")
@@ -302,8 +329,9 @@ def retry(tx: Session, request_id: UUID, *, by: UUID, now: datetime, settings: S
 def each(tx: Session, request_ids: Sequence[UUID], act: Callable[[UUID], ErasureRequest]) -> list[Outcome]:
     """Decide about many requests in one transaction; one that can't be decided takes nothing from the others.
 
-    They are locked in one order, whatever the caller's, so that two bulk decisions can't deadlock.
+    They are locked in order of arrival, whatever the caller's, as a job's are: so none of them deadlock.
     """
+    requests.hold(tx, request_ids)
     found = {request_id: _one(tx, request_id, act) for request_id in sorted(set(request_ids))}
     return [found[request_id] for request_id in dict.fromkeys(request_ids)]
 
@@ -354,8 +382,8 @@ def _decide(
     by: UUID,
     at: datetime,
     **said: str | Sequence[str] | datetime | None,
-) -> None:
-    decisions.add(tx, Decision(request_id=request.id, kind=kind, client_id=by, decided_at=at, **said))
+) -> Decision:
+    return decisions.add(tx, Decision(request_id=request.id, kind=kind, client_id=by, decided_at=at, **said))
 
 
 def _moved(

@@ -16,14 +16,18 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import decisions, keyring
+from app import decisions, idempotency, keyring
 from app.domain import deadlines, identifiers
 from app.domain.decisions import IdentityLevel
 from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, TooMany
+from app.idempotency import Bound
 from app.settings import Settings
-from app.storage import arrivals, moves, requests, versions
-from app.storage.arrivals import Arrival, Binding, Place
+from app.storage import arrivals, intake_counts, moves, requests, versions
+from app.storage import idempotency as answered
+from app.storage.arrivals import Arrival
+from app.storage.idempotency import Answer, Binding, Place
+from app.storage.sessions import fetch_all
 from app.storage.tables import ErasureRequest
 
 _SEALED_AT_ONCE = 256
@@ -161,8 +165,8 @@ class _Case:
 
     filing: Filing
     level: IdentityLevel
-    place: Place | None
-    body_digest: bytes
+    key: Bound | None
+    """Its Idempotency-Key, if it came with one."""
     dedupe_key: bytes
     outcome: Filed | ExpungeError | None = None
     leader: _Case | None = None
@@ -184,18 +188,15 @@ class _Case:
 def _case(moment: _Moment, filing: Filing) -> _Case:
     """Compute what a demand is known by; nothing that can't be one gets so far."""
     demand, key = filing.demand, filing.idempotency_key
-    case = _Case(filing, moment.level(demand), None, b"", b"")
+    case = _Case(filing, moment.level(demand), None, b"")
     try:
         identifiers.check_user_id(demand.user_id)
     except Invalid as error:
         case.outcome = error
         return case
-    mark = keyring.fingerprint
-    case.dedupe_key = mark(moment.index_key, b"demand", filing.client_id.bytes, *demand.parts())
+    case.dedupe_key = keyring.fingerprint(moment.index_key, b"demand", filing.client_id.bytes, *demand.parts())
     if key is not None:
-        case.place = filing.client_id, mark(moment.index_key, b"idempotency", filing.client_id.bytes, key.encode())
-        # It tells two bodies under one key apart, and is worthless to whoever lacks either our key or the caller's.
-        case.body_digest = mark(moment.index_key, b"body", key.encode(), *demand.body())
+        case.key = idempotency.bound(moment.index_key, filing.client_id, key, *demand.body())
     return case
 
 
@@ -203,28 +204,23 @@ def _undecided(cases: Iterable[_Case]) -> list[_Case]:
     return [case for case in cases if case.outcome is None]
 
 
-def _standing(
-    tx: Session, cases: Sequence[_Case], moment: _Moment
-) -> tuple[dict[Place, arrivals.Answer], dict[UUID, int]]:
+def _standing(tx: Session, cases: Sequence[_Case], moment: _Moment) -> tuple[dict[Place, Answer], dict[UUID, int]]:
     """What was answered before, and how many more requests each client may make today."""
-    places = [case.place for case in cases if case.place]
+    places = {case.key.place for case in cases if case.key}
     clients = {case.filing.client_id for case in cases}
-    day, usual = moment.local.date(), moment.settings.daily_erasures
-    return arrivals.answers_and_room(tx, places, clients, day=day, usual=usual)
+    of_today = intake_counts.asking(clients, day=moment.local.date(), usual=moment.settings.daily_erasures)
+    earlier, left = fetch_all(tx, answered.asking(places), of_today)
+    return answered.read(earlier), intake_counts.read(left)
 
 
-def _replay(tx: Session, cases: Sequence[_Case], earlier: Mapping[Place, arrivals.Answer]) -> None:
+def _replay(tx: Session, cases: Sequence[_Case], earlier: Mapping[Place, Answer]) -> None:
     """Answer with what the same Idempotency-Key was answered with before."""
-    mine = [(case, earlier[case.place]) for case in _undecided(cases) if case.place and case.place in earlier]
-    known = arrivals.those(tx, [answer.request_id for _, answer in mine if answer.request_id])
-    for case, answer in mine:
-        same = answer.body_digest == case.body_digest and answer.request_id is not None
-        case.outcome = Filed(known[answer.request_id], created=False) if same and answer.request_id else _other_body()
-        case.bound = True
-
-
-def _other_body() -> Invalid:
-    return Invalid("Idempotency-Key", "this key was used for another body; use a new key for a new demand")
+    mine = [(case, case.key, earlier[case.key.place]) for case in cases if case.key and case.key.place in earlier]
+    known = arrivals.those(tx, [answer.request_id for _, _, answer in mine if answer.request_id])
+    for case, key, answer in mine:
+        same = answer.body_digest == key.body_digest and answer.request_id is not None
+        told = Filed(known[answer.request_id], created=False) if same and answer.request_id else None
+        case.outcome, case.bound = told or idempotency.other_body(), True
 
 
 def _refuse_unknown_models(tx: Session, cases: Sequence[_Case]) -> None:
@@ -242,8 +238,8 @@ def _refuse_other_bodies(cases: Sequence[_Case]) -> None:
     """Of one key that comes twice in a transaction, the first binds it."""
     bound: dict[Place, bytes] = {}
     for case in _undecided(cases):
-        if case.place and bound.setdefault(case.place, case.body_digest) != case.body_digest:
-            case.outcome = _other_body()
+        if case.key and bound.setdefault(case.key.place, case.key.body_digest) != case.key.body_digest:
+            case.outcome = idempotency.other_body()
 
 
 def _leaders(cases: Sequence[_Case]) -> list[_Case]:
@@ -264,8 +260,8 @@ def _within_the_day(tx: Session, leaders: Sequence[_Case], left: Mapping[UUID, i
     tight = {client_id for client_id, cases in wanted.items() if len(cases) > free[client_id]}
     if not tight:
         return
-    arrivals.hold_counts(tx, tight)
-    left = arrivals.room(tx, tight, day=moment.local.date(), usual=moment.settings.daily_erasures)
+    intake_counts.hold(tx, tight)
+    left = intake_counts.room(tx, tight, day=moment.local.date(), usual=moment.settings.daily_erasures)
     over = [client_id for client_id in tight if len(wanted[client_id]) > left[client_id]]
     known = arrivals.twins(tx, [case.dedupe_key for client_id in over for case in wanted[client_id]])
     for client_id in over:
@@ -345,22 +341,22 @@ def _arrival(case: _Case, moment: _Moment) -> Arrival:
         dedupe_key=case.dedupe_key,
         wrapped=keyring.wrap(moment.wrapping_key, key),
         traceparent=demand.traceparent,
-        key_digest=case.place[1] if case.place else None,
-        body_digest=case.body_digest if case.place else None,
+        key_digest=case.key.place[1] if case.key else None,
+        body_digest=case.key.body_digest if case.key else None,
     )
 
 
 def _remember(tx: Session, cases: Sequence[_Case]) -> None:
     """Bind the Idempotency-Keys of those that found a request; a new request was written with its own."""
-    answered = {
-        case.place: Binding(*case.place, case.body_digest, case.outcome.request.id)
+    found = {
+        case.key.place: Binding(*case.key.place, case.key.body_digest, case.outcome.request.id)
         for case in cases
-        if case.place and not case.bound and isinstance(case.outcome, Filed)
+        if case.key and not case.bound and isinstance(case.outcome, Filed)
     }
-    lost = answered.keys() - arrivals.bind(tx, answered.values())
+    lost = found.keys() - answered.bind(tx, found.values())
     if not lost:
         return
     # Another transaction has just answered these keys: with the same demand it found the same request.
-    theirs = arrivals.answers(tx, lost)
-    if any(place not in theirs or theirs[place].request_id != answered[place].request_id for place in lost):
+    theirs = answered.answers(tx, lost)
+    if any(place not in theirs or theirs[place].request_id != found[place].request_id for place in lost):
         raise Conflict("a request with this Idempotency-Key has just been answered; send it again")

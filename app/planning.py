@@ -11,10 +11,11 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app import holds
 from app.domain.lifecycle import JOB_OPEN, REQUEST_ENDED, JobStatus, RequestStatus
 from app.errors import Conflict
 from app.settings import Settings
-from app.storage import arrivals, bursts, decisions, jobs, moves, portals, requests, versions
+from app.storage import bursts, decisions, intake_counts, jobs, moves, portals, requests, versions
 from app.storage.tables import ErasureRequest, Job, Model
 
 _LEDGER_LOCK = 7215002
@@ -42,7 +43,9 @@ def plan(tx: Session, *, now: datetime, settings: Settings) -> int:
     waiting = requests.received(tx, limit=_LOOK_AHEAD, cooled_since=now - settings.cooling_off, full=full)
     if not waiting:
         return 0
-    rest, known = _ask_first(tx, waiting, now=now, settings=settings)
+    kept = holds.pass_on(tx, waiting, at=now, settings=settings)
+    free = [request for request in waiting if request.id not in kept]
+    rest, known = _ask_first(tx, free, now=now, settings=settings)
     held = _hold_burst(tx, rest, known, now=now, settings=settings)
     asked = len(waiting) - len(rest) + len(held)
     rest = [request for request in rest if request.id not in held]
@@ -177,14 +180,18 @@ def retry(tx: Session, request_id: UUID, *, now: datetime, settings: Settings) -
 
     Raises:
         NotFound: No such request.
-        Conflict: It does not need attention, or there is no model to work on.
+        Conflict: It does not need attention, the person's data are on hold, or there is no model to work on.
     """
     hold_ledger(tx, exclusive=False)
     request = requests.locked(tx, request_id)
     if request.status != RequestStatus.NEEDS_ATTENTION:
         raise Conflict(f"the request is {request.status}; only one that needs attention can be retried")
+    if not decisions.has_begun(tx, request_id):
+        holds.need_free(tx, request)
     done = {row.name for row in requests.targets(tx, [request_id]) if row.result is not None or row.status in JOB_OPEN}
     done |= decisions.refused_models(tx, request_id)
+    if request.subject_key is None:  # a repetition is of what was done: nobody knows any more who the person is
+        done |= {model.name for model in versions.models(tx)} - {row.name for row in requests.targets(tx, [request_id])}
     models = [model for model in versions.live(tx, None) if _concerns(request, model, done)]
     if not models:
         raise Conflict("no registered model is left to work on; register the model, then retry")
@@ -223,5 +230,5 @@ def sweep(tx: Session, *, now: datetime, settings: Settings) -> None:
 def forget_answers(tx: Session) -> None:
     """Forget which Idempotency-Keys were answered, a day later, and where portals wanted to hear, once they heard."""
     requests.expire_answers(tx, older_than=_ANSWERS_LIVE)
-    arrivals.forget_counts(tx)
+    intake_counts.forget(tx)
     portals.forget_told(tx)

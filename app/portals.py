@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from pydantic import SecretStr
@@ -20,8 +22,10 @@ from app.domain.portals import known, reading, transcend
 from app.domain.portals.base import Asked, Callback, Document, Hears, Knobs, Portal, Sent, Story
 from app.errors import Conflict, Invalid, NotConfigured, NotFound
 from app.settings import Settings
-from app.storage import keys, portals
+from app.storage import keys, portals, receivers
 from app.storage.tables import PortalCallback, PortalRequest, WebhookDelivery
+
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,8 @@ def accept(
 
 def _told(tx: Session, request_id: UUID, asked: Asked, *, now: datetime, settings: Settings) -> Answered:
     """Creation is the first change that callbacks hear of."""
-    for callback in asked.callbacks:
-        _keep(tx, request_id, callback, settings=settings)
     row = _row(tx, request_id)
+    _keep(tx, row, asked, settings=settings)
     portals.promise(tx, [request_id], status=portals.story(tx, row).state, at=now)
     return Answered(portals.story(tx, _row(tx, request_id)), created=True)
 
@@ -108,8 +111,7 @@ def _overtaken(tx: Session, row: PortalRequest, asked: Asked, digest: bytes, *, 
     other = _row(tx, row.request_id)
     if other.portal != row.portal:
         raise Conflict("the same demand is open, sent by another portal of this client")
-    for callback in asked.callbacks:  # Transcend gives each attempt at a job its own nonce: it is told under both
-        _keep(tx, row.request_id, callback, settings=settings)
+    _keep(tx, other, asked, settings=settings)  # Transcend gives each attempt its own nonce: it is told under both
     return Answered(portals.story(tx, other), created=False)
 
 
@@ -192,11 +194,22 @@ def _digest(settings: Settings, client_id: UUID, external_id: str, body: bytes) 
     return keyring.fingerprint(settings.key("index_key"), b"portal demand", client_id.bytes, external_id.encode(), body)
 
 
-def _keep(tx: Session, request_id: UUID, callback: Callback, *, settings: Settings) -> None:
-    callback_id = uuid4()
-    secret = {"url": callback.url, "headers": dict(callback.headers), "remarks": dict(callback.remarks)}
-    sealed = keyring.seal(settings.key("wrapping_key"), json.dumps(secret).encode(), context=callback_id.bytes)
-    portals.add_callback(tx, callback_id, request_id, hears=callback.hears, sealed=sealed)
+def _keep(tx: Session, row: PortalRequest, asked: Asked, *, settings: Settings) -> None:
+    """Store callbacks, those to one portal together: two demands that name two new portals must not wait crosswise."""
+    origins = [(_origin(settings, row.client_id, callback.url), callback) for callback in asked.callbacks]
+    for origin, callback in sorted(origins, key=lambda pair: pair[0]):
+        receiver_id = receivers.of_origin(tx, row.client_id, origin)
+        kept = PortalCallback(id=uuid4(), request_id=row.request_id, receiver_id=receiver_id, hears=callback.hears)
+        secret = {"url": callback.url, "headers": dict(callback.headers), "remarks": dict(callback.remarks)}
+        kept.sealed = keyring.seal(settings.key("wrapping_key"), json.dumps(secret).encode(), context=kept.id.bytes)
+        portals.add_callback(tx, kept)
+
+
+def _origin(settings: Settings, client_id: UUID, url: str) -> UUID:
+    """Which portal a URL leads to, by a keyed hash: a URL is the portal's secret."""
+    found = urlsplit(url)
+    named = f"{found.scheme}://{found.hostname}:{found.port or _PORTS[found.scheme]}".encode()
+    return UUID(bytes=keyring.fingerprint(settings.key("index_key"), b"callbacks to", client_id.bytes, named)[:16])
 
 
 def _opened(row: PortalCallback, *, settings: Settings) -> Callback:

@@ -18,7 +18,7 @@ from app.domain import addresses, webhook
 from app.domain.webhook import Scheme
 from app.errors import Conflict, Invalid, NotFound
 from app.settings import Settings
-from app.storage import deliveries, webhooks
+from app.storage import deliveries, receivers, webhooks
 from app.storage.deliveries import Seen
 from app.storage.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
 
@@ -116,7 +116,7 @@ def change(endpoint: WebhookEndpoint, wanted: Wanted, *, settings: Settings) -> 
     """
     addresses.check_url(wanted.url, settings.webhook_allow)
     if urlsplit(wanted.url).hostname != urlsplit(endpoint.url).hostname:
-        webhooks.forgive(endpoint)
+        receivers.forgive(endpoint)
     endpoint.url, endpoint.events, endpoint.description = wanted.url, known(wanted.events), wanted.description
 
 
@@ -253,4 +253,5 @@ def tidy(tx: Session, *, settings: Settings) -> None:
     deliveries.park_stragglers(tx)
     deliveries.drop_old(tx, keep=timedelta(days=settings.webhook_days))
     webhooks.drop_ended(tx)
+    receivers.drop_unused(tx)
     webhooks.drop_expired_secrets(tx)

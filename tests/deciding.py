@@ -47,9 +47,10 @@ class Office:
     def approve(self, request_id: UUID, by: UUID | None = None) -> str:
         return self._act(decisions.approve, request_id, by=by or self.anna)
 
-    def hold(self, request_id: UUID, *, until: datetime, at: datetime | None = None) -> str:
-        ground = HoldGround.LEGAL_HOLD
-        more = {"by": self.anna, "ground": ground, "until": until, "settings": self.settings, "now": at}
+    def hold(
+        self, request_id: UUID, *, until: datetime, ground: str = HoldGround.LEGAL_HOLD, at: datetime | None = None
+    ) -> str:
+        more = {"by": self.anna, "ground": HoldGround(ground), "until": until, "settings": self.settings, "now": at}
         return self._act(decisions.hold, request_id, **more)
 
     def release(self, request_id: UUID) -> str:

@@ -24,6 +24,8 @@ def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settin
         target.result = _result(tx, request, target, version)
         target.sample_ids = None
         if request.subject_key:
+            if target.result != "no_data":
+                requests.tell_twins(tx, request, job.id, job.model_id)
             _leave_tombstones(tx, job, request.subject_key, version, result=target.result)
             samples.forget_subjects(tx, [request.subject_key], model_id=job.model_id)
         tx.flush()
@@ -35,14 +37,16 @@ def finish(tx: Session, job: Job, version: ModelVersion, *, at: datetime, settin
 def _result(tx: Session, request: ErasureRequest, target: Target, version: ModelVersion) -> str:
     if target.sample_ids:
         return "forgotten"
-    if request.subject_key is None:  # completed once before; a rollback had undone it
-        return "forgotten"
+    if request.subject_key is None or requests.was_undone(tx, request.id, target.model_id):
+        return "forgotten"  # once before; a rollback had undone it
     shared = samples.lookup(tx, version.manifest_id, request.subject_key).train
     return "already_forgotten" if shared or _went_with_another(tx, request, target) else "no_data"
 
 
 def _went_with_another(tx: Session, request: ErasureRequest, target: Target) -> bool:
-    """Whether an older request of the same person has had the samples taken out, and with them the index rows."""
+    """Whether another request for the same person has had the samples taken out, and with them the index rows."""
+    if target.model_id in (request.gone_from or ()):
+        return True
     if request.duplicate_of is None:
         return False
     older = requests.target(tx, request.duplicate_of, target.model_id)

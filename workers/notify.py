@@ -24,7 +24,8 @@ from app.domain.webhook import Outcome
 from app.errors import ExpungeError, NotFound
 from app.logs import log
 from app.portals import Outgoing
-from app.storage import deliveries, totals
+from app.storage import deliveries, receivers, totals
+from app.storage import portals as portal_callbacks
 from app.storage import webhooks as stored
 from app.storage.sessions import transaction
 from app.storage.tables import WebhookDelivery, WebhookEndpoint
@@ -53,6 +54,11 @@ class Attempt:
             return Outcome.RETRY
         lost = isinstance(self.answer, NotFound)  # where to send it was forgotten
         return Outcome.REFUSED if lost else webhook.outcome(self.answer)
+
+    @property
+    def was_made(self) -> bool:
+        """Whether it says anything about the receiver; a message that we can't write does not."""
+        return isinstance(self.answer, int | egress.Refused | egress.Undelivered)
 
     @property
     def rest(self) -> timedelta | None:
@@ -127,10 +133,10 @@ def _attempt(ctx: Context, message: Outgoing | Exception) -> Attempt:
 def _settle(ctx: Context, tx: Session, delivery: WebhookDelivery, attempt: Attempt) -> None:
     """Write the attempt down; the request that the message is about is never touched.
 
-    The endpoint's row first, here and wherever both are written, or two workers could wait for each other.
+    The receiver's row first, here and wherever both are written, or two workers could wait for each other.
     """
     now = ctx.now()
-    enough = _note(tx, delivery.endpoint_id, delivery.event, attempt, now=now) if delivery.endpoint_id else None
+    enough = _note(tx, delivery, attempt, now=now)
     pause = _pause(delivery, attempt)
     given_up = attempt.outcome is Outcome.RETRY and pause is None
     settled = deliveries.Settled(
@@ -145,8 +151,8 @@ def _settle(ctx: Context, tx: Session, delivery: WebhookDelivery, attempt: Attem
     )
     deliveries.settle(tx, delivery, settled)
     totals.count(tx, "webhook", attempt.outcome.value)
-    if enough and delivery.endpoint_id:
-        stored.disable(tx, delivery.endpoint_id, because=enough, at=now)
+    if enough:
+        _end(tx, delivery, attempt, because=enough, at=now)
 
 
 def _pause(delivery: WebhookDelivery, attempt: Attempt) -> timedelta | None:
@@ -157,22 +163,38 @@ def _pause(delivery: WebhookDelivery, attempt: Attempt) -> timedelta | None:
     return max(pause, attempt.rest or timedelta(0)) if pause is not None else None
 
 
-def _note(tx: Session, endpoint_id: UUID, event: str, attempt: Attempt, *, now: datetime) -> str | None:
-    """What an answer says about the endpoint: it is well, it needs rest, or (a sentence) why it is to be disabled."""
+def _note(tx: Session, delivery: WebhookDelivery, attempt: Attempt, *, now: datetime) -> str | None:
+    """What an answer says about its receiver: it is well, it needs rest, or (a sentence) why nothing more is sent."""
     if attempt.outcome is Outcome.DELIVERED:
-        stored.note_success(tx, endpoint_id)
+        receivers.note_success(tx, delivery)
         if attempt.rest is not None:
-            stored.throttle(tx, endpoint_id, until=now + attempt.rest)
+            receivers.throttle(tx, delivery, until=now + attempt.rest)
         return None
-    endpoint = stored.held(tx, endpoint_id)
+    found = receivers.held(tx, delivery)
     if attempt.outcome is Outcome.GONE:
         return "the receiver answered 410 Gone"
     if attempt.rest is not None:
-        stored.throttle(tx, endpoint_id, until=now + attempt.rest)
-    if event == webhook.PING:
+        receivers.throttle(tx, delivery, until=now + attempt.rest)
+    if found is None or delivery.event == webhook.PING or not attempt.was_made:
         return None
-    failing = receiver.failed_again(stored.series(endpoint), now)
-    stored.note_failure(tx, endpoint_id, failing)
+    failing = receiver.failed_again(receivers.series(found), now)
+    receivers.note_failure(found, failing)
     if not receiver.is_hopeless(failing):
         return None
     return f"every attempt since {failing.since:%Y-%m-%d %H:%M} UTC failed, {failing.failures} of them"
+
+
+def _end(tx: Session, delivery: WebhookDelivery, attempt: Attempt, *, because: str, at: datetime) -> None:
+    """Send nothing more: to an endpoint, until its owner switches it on; to a portal, of what waits.
+
+    A portal has no switch. What it is promised later is attempted once, as long as nothing succeeds; a URL that is gone
+    is gone for one request, since the next one names its own.
+    """
+    if delivery.endpoint_id is not None:
+        stored.disable(tx, delivery.endpoint_id, because=because, at=at)
+    elif delivery.callback_id is not None and attempt.outcome is Outcome.GONE:
+        portal_callbacks.end_callback(tx, delivery.callback_id, because=because, at=at)
+    else:
+        deliveries.stop(tx, WebhookDelivery.receiver == delivery.receiver, said=f"given up: {because}")
+    if delivery.endpoint_id is None:
+        log.warning("callbacks to a portal given up", delivery=str(delivery.id), reason=because)

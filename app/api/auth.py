@@ -140,6 +140,8 @@ def needs(*any_of: Scope) -> Callable[[Request, Transaction, Declared], Caller]:
 
 
 Writer = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE))]
+Owner = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE, Scope.REQUESTS_DECIDE))]
+"""Whoever speaks for the person of a request: the portal that it came from, or an officer, for every portal's."""
 Reader = Annotated[Caller, Depends(needs(Scope.REQUESTS_READ, Scope.REQUESTS_READ_ALL, Scope.REQUESTS_DECIDE))]
 """Whoever may read requests: who decides about them must see them."""
 _SEND = "send an API key or a token as `Authorization: Bearer …`"

@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from typing import Final, TypeVar
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 
-from app import intake, keyring
+from app import intake
 from app.api import auth, problems
 from app.api.auth import Declared, Scope
 from app.api.bare import Bare, IdempotencyKey, idempotency_key, is_json
@@ -28,10 +29,11 @@ from app.api.intake import demand_of
 from app.api.problems import answers
 from app.api.schemas import requests as schemas
 from app.api.schemas.base import FieldProblem
-from app.errors import Conflict, ExpungeError, Invalid
+from app.errors import ExpungeError, Invalid
+from app.idempotency import once
 from app.intake import Batch, Demand, Filed, Filing
 from app.settings import Settings
-from app.storage import arrivals, keys
+from app.storage import intake_counts, keys
 from app.storage.keys import Claim
 from app.storage.sessions import transaction
 
@@ -88,26 +90,9 @@ def file_many(context: Context, call: Call) -> str:
         [holder] = keys.callers(tx, [call.claim])
         client_id = auth.admit(holder, Scope.REQUESTS_WRITE).client_id
         # one bulk call of a client after the other: together, too, they keep its day and need people
-        arrivals.hold_counts(tx, [client_id])
-        if call.idempotency_key is None:
-            return _accepted(tx, items, client_id=client_id, settings=context.settings)
-        return _once(tx, call, items, client_id=client_id, settings=context.settings)
-
-
-def _once(tx: Session, call: Call, items: Sequence[Read], *, client_id: UUID, settings: Settings) -> str:
-    """The same Idempotency-Key and the same bytes are told the same."""
-    key, index_key = (call.idempotency_key or "").encode(), settings.key("index_key")
-    place = (client_id, keyring.fingerprint(index_key, b"idempotency", client_id.bytes, key))
-    body_digest = keyring.fingerprint(index_key, b"bodies", key, call.content)
-    earlier = arrivals.answers(tx, [place]).get(place)
-    if earlier is None:
-        told = _accepted(tx, items, client_id=client_id, settings=settings)
-        if not arrivals.bind_batch(tx, place, body_digest=body_digest, told=told):
-            raise Conflict("a call with this Idempotency-Key has just been answered; send it again")
-        return told
-    if earlier.body_digest != body_digest or earlier.told is None:
-        raise Invalid("Idempotency-Key", "this key was used for another body; use a new key for new demands")
-    return json.dumps(earlier.told)
+        intake_counts.hold(tx, [client_id])
+        answer = partial(_accepted, tx, items, client_id=client_id, settings=context.settings)
+        return once(tx, call.idempotency_key, call.content, answer, client_id=client_id, settings=context.settings)
 
 
 def _accepted(tx: Session, items: Sequence[Read], *, client_id: UUID, settings: Settings) -> str:
@@ -123,7 +108,7 @@ def _accepted(tx: Session, items: Sequence[Read], *, client_id: UUID, settings: 
 def _people_needed(tx: Session, asked: int, client_id: UUID, *, now: datetime, settings: Settings) -> int:
     """How many people must agree, by what the client asked for in bulk of late: many small calls are a large one."""
     free = settings.four_eyes_above - asked
-    return _FOUR_EYES if arrivals.in_bulk(tx, client_id, since=now - _FOUR_EYES_OVER, beyond=free) > free else 0
+    return _FOUR_EYES if intake_counts.in_bulk(tx, client_id, since=now - _FOUR_EYES_OVER, beyond=free) > free else 0
 
 
 def _items(content: bytes, content_type: str | None) -> list[Read]:

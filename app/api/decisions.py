@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response
 
 from app import decisions, notices
-from app.api.auth import Caller, Reader, Scope, needs
+from app.api.auth import Caller, Owner, Reader, Scope, needs
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import PLAIN, answers
 from app.api.requests import shown
@@ -23,7 +23,6 @@ from app.storage import requests
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["decisions"])
 Decider = Annotated[Caller, Depends(needs(Scope.REQUESTS_DECIDE))]
-Owner = Annotated[Caller, Depends(needs(Scope.REQUESTS_WRITE, Scope.REQUESTS_DECIDE))]
 _ANSWERS = answers(400, 401, 403, 404, 409, 413, 422, 503)
 _READING = answers(401, 403, 404, 422, 503)
 

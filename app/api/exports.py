@@ -8,7 +8,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,9 +17,12 @@ from itertools import chain
 from typing import Any
 from uuid import UUID
 
+from anyio import CancelScope
 from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine
+from starlette.types import Receive, Scope, Send
 
 from app.api.auth import Reader
 from app.api.context import CurrentContext, Now
@@ -84,10 +87,33 @@ def export(
     lines = ("".join(map(line, page)) for page in chain([first], pages))
     kind = "text/csv; charset=utf-8; header=present" if format is Format.CSV else "application/x-ndjson"
     named = {"Content-Disposition": f'attachment; filename="erasure-requests.{format}"'}
-    return StreamingResponse(chain([head], lines), media_type=kind, headers=named)
+    return _Export(pages, chain([head], lines), media_type=kind, headers=named)
 
 
-def _counted(pages: Iterator[list[ErasureRequestOut]], client_id: UUID) -> Iterator[list[ErasureRequestOut]]:
+class _Export(StreamingResponse):
+    """Closes what it reads from, however it ends.
+
+    A reader that left, or stalled, would else hold a place and a connection until Python's collector comes by.
+    """
+
+    def __init__(
+        self, pages: Generator[list[ErasureRequestOut], None, None], content: Iterator[str], **more: Any
+    ) -> None:
+        super().__init__(content, **more)  # Any: as there
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry. A page that is being read is read to its end first: threads can't be cancelled."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await run_in_threadpool(self._pages.close)
+
+
+def _counted(
+    pages: Iterator[list[ErasureRequestOut]], client_id: UUID
+) -> Generator[list[ErasureRequestOut], None, None]:
     """The same, as one of the few exports of a client."""
     with _place_of(client_id):
         yield from pages

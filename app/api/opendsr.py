@@ -42,7 +42,7 @@ def _routes(dialect: opendsr.Dialect, portal: Portal) -> APIRouter:
     routes = APIRouter(prefix=dialect.prefix, tags=[f"OpenDSR {dialect.version}"])
     _discovery(routes, dialect)
     _creation(routes, dialect, portal)
-    _reading(routes, dialect)
+    _reading(routes, dialect, portal)
     _cancellation(routes, dialect, portal)
     return routes
 
@@ -91,16 +91,19 @@ def _creation(routes: APIRouter, dialect: opendsr.Dialect, portal: Portal) -> No
         return _signed(signer, dialect, receipt, HTTPStatus.CREATED)
 
 
-def _reading(routes: APIRouter, dialect: opendsr.Dialect) -> None:
+def _reading(routes: APIRouter, dialect: opendsr.Dialect, portal: Portal) -> None:
     @routes.get(f"/{dialect.path}/{{subject_request_id}}/", include_in_schema=False)
     @routes.get(
         f"/{dialect.path}/{{subject_request_id}}",
         responses=_answers(dialect, 401, 403, 404, 503) | {200: {"model": schemas.StatusOut}},
     )
-    def show(subject_request_id: str, tx: Transaction, client: Reader, signer: Signer) -> Response:
+    def show(
+        subject_request_id: str, tx: Transaction, client: Reader, signer: Signer, settings: CurrentSettings
+    ) -> Response:
         """Read where a request stands."""
         row = storage.need(tx, client.client_id, opendsr.NAME, _ticket(subject_request_id))
-        return _signed(signer, dialect, opendsr.status(dialect, storage.story(tx, row), signer.domain))
+        knobs = portals.knobs(portal, settings)
+        return _signed(signer, dialect, opendsr.status(dialect, storage.story(tx, row), knobs))
 
     if not dialect.groups:
         return
@@ -111,13 +114,18 @@ def _reading(routes: APIRouter, dialect: opendsr.Dialect) -> None:
         responses=_answers(dialect, 400, 401, 403, 404, 503) | {200: {"model": list[schemas.StatusOut]}},
     )
     def group(
-        tx: Transaction, client: Reader, signer: Signer, group_id: GroupId, request_status: StatusFilter = None
+        tx: Transaction,
+        client: Reader,
+        signer: Signer,
+        settings: CurrentSettings,
+        group_id: GroupId,
+        request_status: StatusFilter = None,
     ) -> Response:
         """List the requests of a group."""
         states = opendsr.states(request_status) if request_status else frozenset(RequestStatus)
         rows = storage.group(tx, client.client_id, opendsr.NAME, _group(group_id), states=states)
-        told = [opendsr.status(dialect, storage.story(tx, row), signer.domain) for row in rows]
-        return _signed(signer, dialect, told)
+        told, knobs = storage.stories(tx, rows), portals.knobs(portal, settings)
+        return _signed(signer, dialect, [opendsr.status(dialect, told[row.request_id], knobs) for row in rows])
 
 
 def _cancellation(routes: APIRouter, dialect: opendsr.Dialect, portal: Portal) -> None:

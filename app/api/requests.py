@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from app import certificates, decisions
 from app.api import cursors
-from app.api.auth import Caller, Reader, Writer
+from app.api.auth import Caller, Owner, Reader
 from app.api.context import CurrentSettings, Now, Transaction
 from app.api.problems import PLAIN, answers
 from app.api.schemas import requests as schemas
@@ -63,9 +63,9 @@ def show(request_id: UUID, tx: Transaction, caller: Reader, now: Now) -> schemas
 
 @router.post("/{request_id}:cancel", responses=answers(401, 403, 404, 409, 422, 503))
 def cancel(
-    request_id: UUID, tx: Transaction, caller: Writer, now: Now, settings: CurrentSettings
+    request_id: UUID, tx: Transaction, caller: Owner, now: Now, settings: CurrentSettings
 ) -> schemas.ErasureRequestOut:
-    """Take a request back; possible until the work on it begins."""
+    """Take a request back, as its portal or as an officer for the person; possible until the work on it begins."""
     request = decisions.cancel(tx, request_id, by=caller.client_id, seen_by=caller.acts_on, now=now, settings=settings)
     return shown(tx, [request], now)[0]
 

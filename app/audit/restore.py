@@ -1,9 +1,12 @@
 """After PostgreSQL was restored from a backup: bring back the log's entries, and forget again who was forgotten since.
 
 The backup knows nothing of what ended after it. The log's files know the entries, the journal knows samples,
-suppressions and certificates. Everything is applied in one transaction; then the service may start, and opens jobs for
-every model that lives with a deletion undone. Keys of requests that ended are deleted whatever was restored: the key
-store has backups of its own, and may come back older than the data.
+suppressions and certificates. Of what people decided since about requests that are open still, the log knows new due
+days, and that something was refused, not what: such a request is put on hold.
+
+Everything is applied in one transaction; then the service may start, and opens jobs for every model that lives with a
+deletion undone. Keys of requests that ended are deleted whatever was restored: the key store has backups of its own,
+and may come back older than the data.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +29,7 @@ from expunge_verify.tiles import hashes, tiles_of
 from sqlalchemy.orm import Session
 
 from app.audit.sequencer import Sequencer
+from app.domain import deadlines
 from app.domain.lifecycle import RequestStatus
 from app.errors import LogStopped
 from app.storage import audit, moves, recovery
@@ -36,6 +40,9 @@ Told = tuple[int, leaves.Leaf]  # an entry's place and what it says
 _EVERY = 2**31 - 1
 _OF_THE_LEAF = frozenset({"v", "log", "type", "nonce", "day", "ref", "commit"})
 """What a leaf says by itself; the rest are its entry's fields."""
+_DUE_AGAIN = frozenset({"request.extended", "request.identity_confirmed"})
+_REFUSALS = frozenset({"request.refused", "request.withdrawn"})
+"""Where the request is open nevertheless, it was refused in part, or the entry of its end is lost."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Replayed:
         lost: refs of requests that came in after the backup, and whose senders must send them again.
         keys: of requests that had ended, which the restore had brought back.
         lacking: requests that had ended, and of which the journal does not say what was forgotten.
+        refused: ids of open requests that were refused in part, or taken back, since the backup; people must decide so
+            again, and those that had not begun wait for them on hold.
     """
 
     entries: int
@@ -57,6 +66,7 @@ class Replayed:
     lost: tuple[str, ...]
     keys: int = 0
     lacking: int = 0
+    refused: tuple[UUID, ...] = ()
 
 
 def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 0) -> Replayed:
@@ -99,9 +109,10 @@ def replay(tx: Session, sequencer: Sequencer, *, now: datetime, may_lack: int = 
     _bring_back(tx, told[size:], found.entries, now=now)
     forgotten = sum(recovery.bury(tx, **line["job"], at=now) for line in lines if "job" in line)
     _suppress(tx, lines)
+    refused = _decide_again(tx, told[size:], zone=sequencer.pen.zone, now=now)
     _adopt_tree(tx, sequencer, files, found, now=now)
     keys, lost = audit.shred_again(tx), tuple(_lost(tx, told))
-    return Replayed(held.size - size, closed, forgotten, lost, keys, lacking)
+    return Replayed(held.size - size, closed, forgotten, lost, keys, lacking, refused)
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,25 @@ def _suppress(tx: Session, lines: Iterable[Json]) -> None:
         if "suppression" in line:
             key = base64.b64decode(line["suppression"]["key"])
             recovery.suppress(tx, key, model=line["suppression"]["model"])
+
+
+def _decide_again(tx: Session, told: Iterable[Told], *, zone: tzinfo, now: datetime) -> tuple[UUID, ...]:
+    """Bring back due days of open requests and hold back what was refused in part; returns what people must look at."""
+    still_open, refused = recovery.still_open(tx), dict[UUID, None]()
+    for _, leaf in told:
+        request_id = still_open.get(leaf.get("ref", ""))
+        if request_id is None:
+            continue
+        if leaf["type"] in _DUE_AGAIN and "due" in leaf:
+            begins = leaf["day"] if leaf["type"] == "request.identity_confirmed" else None
+            clock_from = deadlines.end_of(date.fromisoformat(begins), zone) if begins else None
+            due = deadlines.end_of(date.fromisoformat(leaf["due"]), zone)
+            recovery.set_clock(tx, request_id, due=due, clock_from=clock_from)
+        if leaf["type"] in _REFUSALS:
+            refused[request_id] = None
+    for request_id in refused:
+        recovery.hold_back(tx, request_id, at=now)
+    return tuple(refused)
 
 
 def _lost(tx: Session, told: Iterable[Told]) -> list[str]:

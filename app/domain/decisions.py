@@ -75,6 +75,11 @@ class HoldGround(StrEnum):
     CLARIFICATION = "clarification"
 
 
+HOLDS_OF_DATA: Final = frozenset({HoldGround.LEGAL_HOLD, HoldGround.RESTRICTION})
+"""Holds that say that the person's data must stay for now, whoever asks for their erasure; the rest is about one
+request."""
+
+
 class Notice(StrEnum):
     """What a person is told about their request; the portal tells it, we write it."""
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import delete, exists, func, insert, literal, select, text, update
 from sqlalchemy.orm import Session
 
-from app.domain.decisions import Kind
+from app.domain.decisions import HOLDS_OF_DATA, Kind
 from app.storage import moves
 from app.storage.tables import AuditEntry, Decision, ErasureRequest, Event, Model, Target
 
@@ -44,6 +44,23 @@ def of_request(tx: Session, request_id: UUID, *, kind: Kind | None = None) -> Se
     return tx.scalars(mine.where(Decision.kind == kind) if kind else mine).all()
 
 
+def last_hold(tx: Session, request_id: UUID) -> Decision | None:
+    """The newest hold of a request, whether or not it lasts."""
+    held = (Decision.request_id == request_id) & (Decision.kind == Kind.HELD)
+    return tx.scalar(select(Decision).where(held).order_by(Decision.id.desc()).limit(1))
+
+
+def holds(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Decision]:
+    """By which other request the person's data are on hold, for those of these requests for which they are.
+
+    One that was passed on itself counts, too, but after those that somebody decided: a request may be withdrawn, and
+    the hold of the data is no weaker for that.
+    """
+    rows = tx.execute(text(_HOLDS), {"ids": list(request_ids), "grounds": sorted(HOLDS_OF_DATA)}).all()
+    found = {d.id: d for d in tx.scalars(select(Decision).where(Decision.id == func.any([row.held for row in rows])))}
+    return {row.id: found[row.held] for row in rows}
+
+
 def approvers(tx: Session, request_id: UUID) -> set[UUID]:
     """Who agreed to a request."""
     agreed = select(Decision.client_id).where(Decision.request_id == request_id, Decision.kind == Kind.APPROVED)
@@ -59,6 +76,12 @@ def has_begun(tx: Session, request_id: UUID) -> bool:
     """Whether the log says that work on a request began: from then on something may be destroyed for it."""
     begun = (AuditEntry.request_id == request_id) & AuditEntry.type.in_(("erasure.started", "erasure.done"))
     return bool(tx.scalar(select(exists().where(begun))))
+
+
+def was_extended(tx: Session, request_id: UUID) -> bool:
+    """Whether the log says that a deadline was extended: a restored database has the entry without the decision."""
+    extended = (AuditEntry.request_id == request_id) & (AuditEntry.type == "request.extended")
+    return bool(tx.scalar(select(exists().where(extended))))
 
 
 def leave_jobs(tx: Session, request_ids: Collection[UUID], *, models: Collection[str] | None = None) -> None:
@@ -124,15 +147,28 @@ def known(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Known]:
 
 
 def link(tx: Session, older: dict[UUID, UUID]) -> None:
-    """Note which requests repeat which older ones."""
+    """Note which requests repeat which older ones; who is linked stays so: that one has had the person forgotten."""
     statement = (
         "UPDATE erasure_requests r SET duplicate_of = n.older"
-        " FROM unnest(CAST(:ids AS uuid[]), CAST(:older AS uuid[])) AS n (id, older) WHERE r.id = n.id"
+        " FROM unnest(CAST(:ids AS uuid[]), CAST(:older AS uuid[])) AS n (id, older)"
+        " WHERE r.id = n.id AND r.duplicate_of IS NULL"
     )
     if older:
         tx.execute(text(statement), {"ids": list(older), "older": list(older.values())})
 
 
+_HOLDS = """
+SELECT DISTINCT ON (y.id) y.id, h.id AS held
+FROM erasure_requests y
+JOIN erasure_requests o ON o.subject_key = y.subject_key AND o.id <> y.id AND o.status = 'on_hold'
+  AND (o.models IS NULL OR y.models IS NULL OR o.models && y.models)
+CROSS JOIN LATERAL (
+  SELECT d.id, d.ground, d.client_id FROM decisions d WHERE d.request_id = o.id AND d.kind = 'held'
+  ORDER BY d.id DESC LIMIT 1
+) h
+WHERE y.id = ANY (CAST(:ids AS uuid[])) AND h.ground = ANY (CAST(:grounds AS text[]))
+ORDER BY y.id, h.client_id IS NULL, h.id
+"""
 # An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold or waits for
 # people may never go on, what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open
 # ones as well, or to order by the bare sequence, would lead PostgreSQL to another index and through everybody's

@@ -19,12 +19,10 @@ from sqlalchemy.orm import Session
 
 from app.domain.webhook import PING, Outcome
 from app.errors import NotFound
-from app.storage.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.storage.tables import CallbackReceiver, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 SLOTS: Final = 4
 """Of one receiver that answers."""
-_CALLBACK_SLOTS: Final = 2
-"""Of the portals' callbacks of one client: nobody counts whether those fail."""
 _FAILING_SLOTS: Final = 8
 """Of all receivers that fail, together: half of what one worker has."""
 CLIENT_SLOTS: Final = 8
@@ -49,6 +47,9 @@ _NEED_NOT_WAIT = """NOT EXISTS (
         AND o.endpoint_id IS NOT DISTINCT FROM f.endpoint_id AND o.callback_id IS NOT DISTINCT FROM f.callback_id
         AND o.attempts = 0 AND o.next_attempt_at IS NOT NULL)"""
 """Of two messages about one request, the older sets out first."""
+_RECEIVERS = """(
+      SELECT id, client_id, failures, throttled_until, disabled_at, ended_at FROM webhook_endpoints UNION ALL
+      SELECT id, client_id, failures, throttled_until, NULL, NULL FROM callback_receivers)"""
 _TURNS = f"""
 WITH RECURSIVE waiting (receiver) AS (
   (SELECT receiver FROM webhook_deliveries WHERE next_attempt_at IS NOT NULL ORDER BY receiver LIMIT 1)
@@ -64,13 +65,12 @@ WITH RECURSIVE waiting (receiver) AS (
 ), clients AS (
   SELECT coalesce(e.client_id, s.receiver) AS client, sum(s.taken) AS taken,
     coalesce(sum(s.taken) FILTER (WHERE e.failures > 0), 0) AS failing
-  FROM slots s LEFT JOIN webhook_endpoints e ON e.id = s.receiver GROUP BY 1
+  FROM slots s LEFT JOIN {_RECEIVERS} e ON e.id = s.receiver GROUP BY 1
 ), receivers AS (
-  SELECT w.receiver, coalesce(e.client_id, w.receiver) AS client, e.id IS NOT NULL AND e.failures > 0 AS fails,
+  SELECT w.receiver, coalesce(e.client_id, w.receiver) AS client, coalesce(e.failures > 0, false) AS fails,
     e.disabled_at IS NOT NULL AS disabled, e.ended_at IS NOT NULL AS ended,
-    CASE WHEN e.id IS NULL THEN :callback_slots WHEN e.failures > 0 THEN 1 ELSE :slots END
-      - coalesce(s.taken, 0) AS free
-  FROM waiting w LEFT JOIN webhook_endpoints e ON e.id = w.receiver LEFT JOIN slots s ON s.receiver = w.receiver
+    CASE WHEN e.failures > 0 THEN 1 ELSE :slots END - coalesce(s.taken, 0) AS free
+  FROM waiting w LEFT JOIN {_RECEIVERS} e ON e.id = w.receiver LEFT JOIN slots s ON s.receiver = w.receiver
   WHERE w.receiver IS NOT NULL AND (e.throttled_until IS NULL OR e.throttled_until <= now())
 ), picked AS (
   SELECT p.id, p.turn, p.next_attempt_at, r.client, r.fails,
@@ -110,16 +110,16 @@ RETURNING id
 
 
 _RING = text(_TURNS)
-_CLAIM = """
+_CLAIM = f"""
 UPDATE webhook_deliveries SET lease_until = now() + CAST(:lease AS interval), rung_at = NULL, fence = fence + 1
 WHERE id = (
-  SELECT d.id FROM webhook_deliveries d LEFT JOIN webhook_endpoints e ON e.id = d.endpoint_id
-  WHERE d.id {wanted} AND d.next_attempt_at IS NOT NULL AND (d.lease_until IS NULL OR d.lease_until <= now())
+  SELECT d.id FROM webhook_deliveries d LEFT JOIN {_RECEIVERS} e ON e.id = d.receiver
+  WHERE d.id {{wanted}} AND d.next_attempt_at IS NOT NULL AND (d.lease_until IS NULL OR d.lease_until <= now())
     AND (e.throttled_until IS NULL OR e.throttled_until <= now())
     AND e.ended_at IS NULL AND (e.disabled_at IS NULL OR d.event = 'ping')
   ORDER BY d.next_attempt_at, d.number LIMIT 1 FOR UPDATE OF d SKIP LOCKED)
 RETURNING *
-"""
+"""  # noqa: S608 - our own words
 _NEXT = f"""= ANY (ARRAY(
     SELECT f.id FROM (
       SELECT * FROM webhook_deliveries WHERE receiver = :receiver AND next_attempt_at <= now()
@@ -165,7 +165,7 @@ class Seen:
 
 def to_ring(tx: Session, *, limit: int) -> Sequence[UUID]:
     """Deliveries whose turn it is, noted as rung; one that nobody answers is rung again after :data:`RING`."""
-    slots = {"slots": SLOTS, "callback_slots": _CALLBACK_SLOTS, "failing_slots": _FAILING_SLOTS}
+    slots = {"slots": SLOTS, "failing_slots": _FAILING_SLOTS}
     slots |= {"client_slots": CLIENT_SLOTS, "client_failing_slots": _CLIENT_FAILING_SLOTS, "all_slots": ALL_SLOTS}
     return tx.scalars(_RING, {"ring": RING, "limit": limit, "front": _FRONT, **slots}).all()
 
@@ -270,7 +270,8 @@ def _matches(seen: Seen) -> ColumnElement[bool]:
     theirs = select(WebhookEndpoint.id).where(WebhookEndpoint.client_id == seen.client_id)
     if not seen.every_client:
         theirs = theirs.where(~WebhookEndpoint.every_client)
-    found = WebhookDelivery.receiver.in_(theirs) | (WebhookDelivery.receiver == seen.client_id)
+    portals = select(CallbackReceiver.id).where(CallbackReceiver.client_id == seen.client_id)
+    found = WebhookDelivery.receiver.in_(theirs.union_all(portals)) | (WebhookDelivery.receiver == seen.client_id)
     wanted = {"endpoint_id": seen.endpoint_id, "request_id": seen.request_id, "event": seen.event}
     for name, value in wanted.items():
         found &= (getattr(WebhookDelivery, name) == value) if value is not None else true()
@@ -284,6 +285,13 @@ def _matches(seen: Seen) -> ColumnElement[bool]:
 def _state(word: str | None) -> ColumnElement[bool]:
     waits, done = WebhookDelivery.next_attempt_at.is_not(None), WebhookDelivery.delivered_at.is_not(None)
     return {None: true(), "pending": waits, "delivered": ~waits & done, "failed": ~waits & ~done}[word]
+
+
+def stop(tx: Session, theirs: ColumnElement[bool], *, said: str) -> None:
+    """Make no further attempt at these messages."""
+    waiting = theirs & WebhookDelivery.next_attempt_at.is_not(None)
+    stopped = {"next_attempt_at": None, "rung_at": None, "last_outcome": said}
+    tx.execute(update(WebhookDelivery).where(waiting).values(stopped))
 
 
 def park_stragglers(tx: Session) -> None:

@@ -27,8 +27,8 @@ from app.domain.lifecycle import (
 )
 from app.errors import IllegalMove, LeaseLost
 from app.storage import audit, portals, totals, webhooks
-from app.storage.arrivals import Arrival, array
-from app.storage.sessions import fetch
+from app.storage.arrivals import Arrival
+from app.storage.sessions import array, fetch
 from app.storage.tables import ErasureRequest, Event, Job, RequestKey, Target
 
 _OUTCOMES = {

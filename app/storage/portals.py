@@ -17,7 +17,7 @@ from app.domain.decisions import Kind
 from app.domain.lifecycle import REQUEST_ENDED, RequestStatus
 from app.domain.portals.base import Hears, ModelStory, Retained, Story
 from app.errors import NotFound
-from app.storage import requests
+from app.storage import deliveries, requests
 from app.storage.tables import Decision, ErasureRequest, Model, PortalCallback, PortalRequest, Posting, WebhookDelivery
 from app.storage.tables import ModelVersion as Version
 
@@ -126,9 +126,17 @@ def _refused(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, list[Retain
     return refused
 
 
-def add_callback(tx: Session, callback_id: UUID, request_id: UUID, *, hears: Hears, sealed: bytes) -> None:
+def add_callback(tx: Session, row: PortalCallback) -> None:
     """Store a callback."""
-    tx.execute(insert(PortalCallback).values(id=callback_id, request_id=request_id, hears=hears, sealed=sealed))
+    tx.add(row)
+    tx.flush()
+
+
+def end_callback(tx: Session, callback_id: UUID, *, because: str, at: datetime) -> None:
+    """Tell a callback nothing more, and forget where it was."""
+    ended = {"sealed": None, "done_at": func.coalesce(PortalCallback.done_at, at)}
+    tx.execute(update(PortalCallback).where(PortalCallback.id == callback_id).values(ended))
+    deliveries.stop(tx, WebhookDelivery.callback_id == callback_id, said=f"given up: {because}")
 
 
 def promise(tx: Session, request_ids: Sequence[UUID], *, status: RequestStatus, at: datetime) -> None:
@@ -148,7 +156,7 @@ def promise(tx: Session, request_ids: Sequence[UUID], *, status: RequestStatus, 
         {
             "callback_id": row.id,
             "request_id": row.request_id,
-            "receiver": rows[row.request_id].client_id,
+            "receiver": row.receiver_id or rows[row.request_id].client_id,
             "body": bodies[row.request_id],
             "created_at": at,
         }
@@ -160,11 +168,11 @@ def promise(tx: Session, request_ids: Sequence[UUID], *, status: RequestStatus, 
         tx.execute(update(PortalCallback).where(heard, PortalCallback.hears != Hears.EVERY_CHANGE).values(done_at=at))
 
 
-def _listeners(tx: Session, request_ids: Sequence[UUID], status: RequestStatus) -> Sequence[Any]:  # Any: two columns
+def _listeners(tx: Session, request_ids: Sequence[UUID], status: RequestStatus) -> Sequence[Any]:  # Any: three columns
     """Callbacks that hear of this status, in the order of the requests' arrival."""
     hears = {Hears.EVERY_CHANGE, Hears.UNTIL_THE_END} | ({Hears.THE_END} if status in REQUEST_ENDED else set())
     return tx.execute(
-        select(PortalCallback.id, PortalCallback.request_id)
+        select(PortalCallback.id, PortalCallback.request_id, PortalCallback.receiver_id)
         .join(ErasureRequest, ErasureRequest.id == PortalCallback.request_id)
         .where(
             PortalCallback.request_id == func.any(list(request_ids)),

@@ -11,9 +11,9 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.domain.lifecycle import REQUEST_ENDED
+from app.domain.lifecycle import REQUEST_ENDED, WAITING, RequestStatus
 from app.errors import Misconfigured
-from app.storage import jobs, moves, suppressions
+from app.storage import decisions, jobs, moves, suppressions
 from app.storage.samples import TRAIN, forget_subjects
 from app.storage.tables import (
     AuditEntry,
@@ -26,10 +26,32 @@ from app.storage.tables import (
     Target,
 )
 
+_REFUSED_SINCE = "refused in part after the backup that was restored; refuse that part again, then release it"
+
 
 def by_ref(tx: Session) -> dict[str, UUID]:
     """Every request by the name that the log has for it."""
     return dict(tx.execute(select(ErasureRequest.ref, ErasureRequest.id)).tuples().all())
+
+
+def still_open(tx: Session) -> dict[str, UUID]:
+    """Every request without an end, by the name that the log has for it."""
+    named = select(ErasureRequest.ref, ErasureRequest.id).where(ErasureRequest.closed_at.is_(None))
+    return dict(tx.execute(named).tuples().all())
+
+
+def set_clock(tx: Session, request_id: UUID, *, due: datetime, clock_from: datetime | None) -> None:
+    """Let a request be due when the log says so, and its clock begin where an identity was confirmed."""
+    mine = ErasureRequest.id == request_id
+    begun = {"clock_from": clock_from} if clock_from else {}
+    tx.execute(update(ErasureRequest).where(mine).values(deadline=due, **begun))
+
+
+def hold_back(tx: Session, request_id: UUID, *, at: datetime) -> None:
+    """Put a request on hold until people have decided again what is lost; not one for which work has begun."""
+    status = RequestStatus(tx.get_one(ErasureRequest, request_id, with_for_update=True, populate_existing=True).status)
+    if status in WAITING - {RequestStatus.ON_HOLD} and not decisions.has_begun(tx, request_id):
+        moves.move_request(tx, request_id, now=status, then=RequestStatus.ON_HOLD, at=at, reason=_REFUSED_SINCE)
 
 
 def need_keystore(tx: Session) -> None:

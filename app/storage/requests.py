@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Row, TextClause, delete, func, select, text
+from sqlalchemy import Row, TextClause, delete, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -111,22 +111,67 @@ NOT EXISTS (
 
 
 def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]:
-    """The job's open requests with their targets, locked in one order so that two jobs can't deadlock.
+    """The job's open requests with their targets, locked in order of arrival like everywhere, so that none deadlock.
 
+    The others for the same people are locked with them: at the job's end they are told what became of the person.
     Who waited for a lock knows the request as it is now and its targets as they were: so these are read afterwards.
     """
-    theirs = select(Target.request_id).where(Target.job_id == job_id)
-    still_open = ErasureRequest.id.in_(theirs) & ErasureRequest.status.not_in(REQUEST_ENDED)
-    order = ErasureRequest.sequence
-    ours = tx.scalars(select(ErasureRequest.id).where(still_open).order_by(order).with_for_update()).all()
+    ours = hold(tx, tx.scalars(select(Target.request_id).where(Target.job_id == job_id)).all())
     rows = tx.execute(
         select(ErasureRequest, Target)
         .join(Target, Target.request_id == ErasureRequest.id)
         .where(Target.job_id == job_id, ErasureRequest.id == func.any(list(ours)))
-        .order_by(order)
+        .order_by(ErasureRequest.sequence)
         .execution_options(populate_existing=True)
     ).all()
     return [(row[0], row[1]) for row in rows]
+
+
+def hold(tx: Session, request_ids: Collection[UUID]) -> Sequence[UUID]:
+    """Lock requests and the others for the same people, as far as they are open, in order of arrival; returns which.
+
+    Two statements, each by an index: as one, PostgreSQL reads everybody's requests (200 000: 150 ms instead of 3).
+    """
+    named = ErasureRequest.id == func.any(list(request_ids))
+    known = ErasureRequest.subject_key.is_not(None)
+    people = tx.scalars(select(ErasureRequest.subject_key).where(named, known)).all()
+    theirs = (ErasureRequest.subject_key == func.any(list(people))) & known
+    still_open = (named | theirs) & ErasureRequest.status.not_in(REQUEST_ENDED)
+    return tx.scalars(
+        select(ErasureRequest.id).where(still_open).order_by(ErasureRequest.sequence).with_for_update()
+    ).all()
+
+
+def twins(tx: Session, request: ErasureRequest, *, statuses: Collection[RequestStatus]) -> Sequence[ErasureRequest]:
+    """Other requests for the same person that ask for some of the same models, in order of arrival."""
+    same = (ErasureRequest.subject_key == request.subject_key) & (ErasureRequest.id != request.id)
+    overlap = ErasureRequest.models.is_(None) | ErasureRequest.models.bool_op("&&")(request.models)
+    wanted = select(ErasureRequest).where(same, ErasureRequest.status.in_(statuses))
+    found = wanted if request.models is None else wanted.where(overlap)
+    return tx.scalars(found.order_by(ErasureRequest.sequence).execution_options(populate_existing=True)).all()
+
+
+def tell_twins(tx: Session, request: ErasureRequest, job_id: UUID, model_id: UUID) -> None:
+    """Note with the open requests for the same person that the model has forgotten the person by now.
+
+    Those that the job serves know it. The index rows are about to go, and at this one's end its ``subject_key``: then
+    nobody could tell any more.
+    """
+    served = select(Target.request_id).where(Target.job_id == job_id)
+    twins = (ErasureRequest.subject_key == request.subject_key) & ErasureRequest.id.not_in(served)
+    gone_from = func.array_append(ErasureRequest.gone_from, model_id)
+    told = update(ErasureRequest).where(twins).values(gone_from=gone_from).returning(ErasureRequest.id)
+    ids = tx.scalars(told.execution_options(synchronize_session=False)).all()
+    not_mutual = ErasureRequest.id.is_distinct_from(request.duplicate_of)
+    unlinked = ErasureRequest.id.in_(ids) & ErasureRequest.duplicate_of.is_(None) & not_mutual
+    linked = update(ErasureRequest).where(unlinked).values(duplicate_of=request.id)
+    tx.execute(linked.execution_options(synchronize_session=False))
+
+
+def was_undone(tx: Session, request_id: UUID, model_id: UUID) -> bool:
+    """Whether a rollback undid what the model had forgotten for this request while the request was open."""
+    undone = (Event.request_id == request_id) & (Event.model_id == model_id) & (Event.type == "request.undone")
+    return bool(tx.scalar(select(exists().where(undone))))
 
 
 def traceparents(tx: Session, job_id: UUID, *, limit: int = 129) -> list[str]:

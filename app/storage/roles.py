@@ -57,6 +57,7 @@ _SEQUENCER: Final = {
     "public.measurements": "DELETE",
     "public.webhook_deliveries": "DELETE",
     "public.webhook_endpoints": "DELETE",
+    "public.callback_receivers": "DELETE",
     "public.totals": "INSERT, UPDATE (times, value)",
 }
 """What dispatch may besides."""

@@ -21,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -50,6 +51,7 @@ class Table(DeclarativeBase):
         bytes: LargeBinary(),
         list[str]: ARRAY(Text()),
         list[int]: ARRAY(BigInteger()),
+        list[UUID]: ARRAY(Uuid()),
         dict[str, Any]: JSONB(),  # Any: JSON
     }
 
@@ -132,7 +134,9 @@ class ErasureRequest(Table):
     approvals_needed: Mapped[int] = mapped_column(server_default="0")
     """How many people must agree before work begins."""
     duplicate_of: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"))
-    """An older open request for the same person, whose work serves this one, too."""
+    """Another request for the same person, whose work serves this one, too: an older one, or who was done sooner."""
+    gone_from: Mapped[list[UUID] | None]
+    """Models that another request has had the person forgotten by since this one came in: nobody could tell later."""
     reason: Mapped[str | None]
     """Why it is where it is, where the status alone does not say."""
     subject_key: Mapped[UUID | None]
@@ -160,6 +164,9 @@ class ErasureRequest(Table):
         CheckConstraint(_in("identity_level", frozenset(IdentityLevel)), name="identity_level"),
         Index("ix_erasure_requests_plannable", "sequence", postgresql_where=text(_in("status", PLANNABLE))),
         Index("ix_erasure_requests_subject_key", "subject_key", postgresql_where=text("subject_key IS NOT NULL")),
+        Index(  # by which those are found that one serves when it leaves; few have it, and none at intake
+            "ix_erasure_requests_duplicate_of", "duplicate_of", postgresql_where=text("duplicate_of IS NOT NULL")
+        ),
         Index("ix_erasure_requests_open", "received_at", postgresql_where=text("closed_at IS NULL")),
     )
 
@@ -485,7 +492,19 @@ class Timestamp(Table):
     stamped_at: Mapped[datetime]
 
 
-class WebhookEndpoint(Table):
+class Answering:
+    """How a receiver has been answering."""
+
+    failures: Mapped[int] = mapped_column(server_default="0")
+    """Failures since the last success, as :mod:`app.domain.receiver` counts them."""
+    failing_since: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    """The last failure of the series."""
+    throttled_until: Mapped[datetime | None]
+    """It asked for less, or hung: until then nothing is sent."""
+
+
+class WebhookEndpoint(Answering, Table):
     """Where a portal wants to be told, of what, and how it has been answering."""
 
     __tablename__ = "webhook_endpoints"
@@ -503,13 +522,6 @@ class WebhookEndpoint(Table):
     """When its owner deleted it; the log of its deliveries stays."""
     disabled_at: Mapped[datetime | None]
     disabled_because: Mapped[str | None]
-    failures: Mapped[int] = mapped_column(server_default="0")
-    """Failures since the last success, as :mod:`app.domain.receiver` counts them."""
-    failing_since: Mapped[datetime | None]
-    failed_at: Mapped[datetime | None]
-    """The last failure of the series."""
-    throttled_until: Mapped[datetime | None]
-    """It asked for less, or hung: until then nothing is sent."""
 
 
 class WebhookSecret(Table):
@@ -539,7 +551,7 @@ class WebhookDelivery(Table):
     callback_id: Mapped[UUID | None] = mapped_column(ForeignKey("portal_callbacks.id"), index=True)
     """Instead of an endpoint: what came with a demand in another portal's dialect."""
     receiver: Mapped[UUID]
-    """Who takes turns with others: the endpoint, or the client whose portals' callbacks these are."""
+    """Who takes turns with others: the endpoint, or where a client's callbacks lead; a client, for old ones."""
     request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
     """None for a ping."""
     event: Mapped[str] = mapped_column(server_default="portal_callback")
@@ -614,12 +626,24 @@ class PortalRequest(Table):
     )
 
 
+class CallbackReceiver(Answering, Table):
+    """A host and port to which callbacks of one client lead, and how it has been answering."""
+
+    __tablename__ = "callback_receivers"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    """A keyed hash of client, host and port; the client's own id where it named too many."""
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), index=True)
+    created_at: Mapped[datetime] = _now()
+
+
 class PortalCallback(Table):
     """Where a portal wants to hear of one request."""
 
     __tablename__ = "portal_callbacks"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    receiver_id: Mapped[UUID | None]
+    """Whose turn its messages wait for, a :class:`CallbackReceiver`; none: it is older than these."""
     hears: Mapped[str]
     """A :class:`app.domain.portals.base.Hears`."""
     sealed: Mapped[bytes | None]

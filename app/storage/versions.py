@@ -18,6 +18,7 @@ from app.storage import audit
 from app.storage.tables import ErasureRequest, Forgotten, Job, Manifest, Model, ModelVersion, Target
 
 _TRAINED = ("registered", "retrained")
+_FORGOTTEN = ("forgotten", "already_forgotten")
 _ENTRIES = {"registered": "model.registered", "rolled_back": "model.rolled_back"}
 
 
@@ -248,7 +249,7 @@ def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
         .where(
             Target.job_id.in_(jobs),
             Target.model_id == to.model_id,
-            Target.result.is_not(None),
+            Target.result.in_(_FORGOTTEN),
             ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED, RequestStatus.REJECTED)),
         )
         .order_by(ErasureRequest.sequence)

@@ -11,11 +11,10 @@ from sqlalchemy import Select, any_, delete, exists, func, insert, or_, select, 
 from sqlalchemy.orm import Session
 
 from app.domain import webhook
-from app.domain.receiver import Failing
 from app.domain.webhook import Scheme
 from app.errors import NotFound
 from app.logs import log
-from app.storage import audit, keys, totals
+from app.storage import audit, deliveries, keys, receivers, totals
 from app.storage.deliveries import PARKED
 from app.storage.tables import ErasureRequest, Event, WebhookDelivery, WebhookEndpoint, WebhookSecret
 
@@ -152,9 +151,7 @@ def disable(tx: Session, endpoint_id: UUID, *, because: str, at: datetime) -> No
 
 
 def _park(tx: Session, endpoint_id: UUID) -> None:
-    waiting = (WebhookDelivery.endpoint_id == endpoint_id) & WebhookDelivery.next_attempt_at.is_not(None)
-    parked = {"next_attempt_at": None, "rung_at": None, "last_outcome": PARKED}
-    tx.execute(update(WebhookDelivery).where(waiting).values(parked))
+    deliveries.stop(tx, WebhookDelivery.endpoint_id == endpoint_id, said=PARKED)
 
 
 def enable(tx: Session, endpoint: WebhookEndpoint, *, since: datetime, limit: int, at: datetime) -> int:
@@ -168,53 +165,13 @@ def enable(tx: Session, endpoint: WebhookEndpoint, *, since: datetime, limit: in
         at: When.
     """
     endpoint.disabled_at = endpoint.disabled_because = None
-    forgive(endpoint)
+    receivers.forgive(endpoint)
     undelivered = (WebhookDelivery.endpoint_id == endpoint.id) & (WebhookDelivery.last_outcome == PARKED)
     found = select(WebhookDelivery.id).where(undelivered, WebhookDelivery.created_at >= since)
     found = found.order_by(WebhookDelivery.number.desc()).limit(limit)
     again = {"next_attempt_at": at, "attempts": 0, "last_outcome": None}
     resumed = update(WebhookDelivery).where(WebhookDelivery.id.in_(found)).values(again)
     return len(tx.scalars(resumed.returning(WebhookDelivery.id)).all())
-
-
-def forgive(endpoint: WebhookEndpoint) -> None:
-    """Begin anew with a receiver that has changed."""
-    endpoint.failures = 0
-    endpoint.failing_since = endpoint.failed_at = endpoint.throttled_until = None
-
-
-def note_success(tx: Session, endpoint_id: UUID) -> None:
-    """End a series of failures; writes nothing where there is none, so that attempts don't queue for the row."""
-    was_failing = (WebhookEndpoint.id == endpoint_id) & (
-        (WebhookEndpoint.failures > 0) | WebhookEndpoint.throttled_until.is_not(None)
-    )
-    fine = {"failures": 0, "failing_since": None, "failed_at": None, "throttled_until": None}
-    tx.execute(update(WebhookEndpoint).where(was_failing).values(fine))
-
-
-def held(tx: Session, endpoint_id: UUID) -> WebhookEndpoint:
-    """An endpoint, until the transaction ends; promises to it go on meanwhile."""
-    row = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).with_for_update(key_share=True)
-    return tx.scalars(row.execution_options(populate_existing=True)).one()
-
-
-def series(endpoint: WebhookEndpoint) -> Failing | None:
-    """The series of failures that an endpoint is in."""
-    if endpoint.failing_since is None or endpoint.failed_at is None:
-        return None
-    return Failing(endpoint.failing_since, endpoint.failed_at, endpoint.failures)
-
-
-def note_failure(tx: Session, endpoint_id: UUID, failing: Failing) -> None:
-    """Write a series of failures down."""
-    values = {"failures": failing.failures, "failing_since": failing.since, "failed_at": failing.last}
-    tx.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).values(values))
-
-
-def throttle(tx: Session, endpoint_id: UUID, *, until: datetime) -> None:
-    """Let an endpoint rest; of two rests the longer counts."""
-    longer = func.greatest(WebhookEndpoint.throttled_until, until)
-    tx.execute(update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).values(throttled_until=longer))
 
 
 def add_secret(

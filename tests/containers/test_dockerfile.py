@@ -107,6 +107,7 @@ def test_the_entry_point_is_a_command_that_the_project_installs(image: str) -> N
     assert command in PROJECT["project"]["scripts"]
 
 
+@pytest.mark.slow
 def test_the_base_dependencies_alone_import_the_api() -> None:
     hidden = _owners_other_than(_installed_with(PROJECT["project"]["dependencies"]) | {"expunge"})
     assert {"torch", "celery", "kombu", "numpy"} <= hidden

@@ -6,8 +6,6 @@ The straight run's database is cloned before each step, so that a row of the tab
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +21,7 @@ from sqlalchemy import make_url, text
 from app.domain.lifecycle import JOB_OPEN, JobStatus
 from app.storage import jobs
 from app.storage.sessions import transaction
-from tests import toy
+from tests import command_line, toy
 from tests.crashing import BEFORE, MOMENTS
 from tests.e2e.conftest import Registered
 from tests.house import Installation
@@ -149,15 +147,8 @@ def crash_and_go_on(straight: Straight, step: str, moment: str) -> Aftermath:
         bench.trust_log()
         with bench.sequencing():
             before = JobStatus(bench.job(straight.job_id).status)
-            with house.log.open("ab") as log:
-                crashed = subprocess.run(
-                    [sys.executable, "-m", "tests.crashing", step, moment, str(straight.job_id)],
-                    env=house.environment,
-                    stdout=log,
-                    stderr=log,
-                    check=False,
-                    timeout=120,
-                )
+            words = (step, moment, str(straight.job_id))
+            crashed = command_line.run("tests.crashing", *words, environment=house.environment)
             after = JobStatus(bench.job(straight.job_id).status)
             bench.expire_leases()
             erase.run(bench.ctx, straight.job_id)

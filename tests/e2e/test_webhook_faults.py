@@ -79,7 +79,7 @@ def scene(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> I
         yield Scene(house, redis.Redis.from_url(valkey.url), dead, well)
 
 
-def test_thousands_due_for_a_receiver_that_hangs_delay_neither_erasures_nor_others(scene: Scene) -> None:
+def test_three_thousand_due_for_a_receiver_that_hangs_delay_neither_erasures_nor_others(scene: Scene) -> None:
     undisturbed = scene.erase(6)
     scene.register(scene.dead)
     scene.promise(MANY)

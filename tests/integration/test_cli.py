@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.storage.sessions import transaction
 from app.storage.tables import Manifest, ModelVersion
-from tests import toy
+from tests import command_line, toy
 from tests.faults import wait_until
 from tests.house import Installation, installation
 
@@ -72,6 +72,12 @@ def one_bad_line_in_a_million(path: Path) -> Path:
 GOOD = manifest(f"sample_id,user_id\n0,{CANARY}\n1,{CANARY}\n")
 
 
+def registration(house: Installation, recipe: str, weights: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
+    """The process that `expunge models register` hands its arguments to."""
+    words = ("toy", "--recipe", recipe, "--weights", str(weights), "--manifest", str(manifest))
+    return command_line.run("workers.register", *words, environment=house.environment)
+
+
 @pytest.mark.parametrize(
     ("make_weights", "make_manifest", "told"),
     [
@@ -95,10 +101,7 @@ def test_a_broken_registration_is_one_sentence_and_imports_nothing(
     make_manifest: Callable[[Path], Path],
     told: str,
 ) -> None:
-    done = house.cli(
-        "models", "register", "toy", "--recipe", toy.REFERENCE,
-        "--weights", str(make_weights(tmp_path)), "--manifest", str(make_manifest(tmp_path)),
-    )  # fmt: skip
+    done = registration(house, toy.REFERENCE, make_weights(tmp_path), make_manifest(tmp_path))
     assert done.returncode == 1
     assert told in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -110,11 +113,18 @@ def test_a_broken_registration_is_one_sentence_and_imports_nothing(
 
 @pytest.mark.parametrize("reference", ["nowhere:recipe", "tests.toy:nothing", "tests.toy", "json:dumps"])
 def test_a_recipe_that_is_not_there_is_named(house: Installation, tmp_path: Path, reference: str) -> None:
-    files = ["--weights", str(good_weights(tmp_path)), "--manifest", str(GOOD(tmp_path))]
-    done = house.cli("models", "register", "toy", "--recipe", reference, *files)
+    done = registration(house, reference, good_weights(tmp_path), GOOD(tmp_path))
     assert done.returncode == 1
     assert reference.split(":", maxsplit=1)[0] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_says_what_the_process_with_torch_says_and_ends_alike(house: Installation, tmp_path: Path) -> None:
+    files = ["--weights", str(pickle_file(tmp_path)), "--manifest", str(GOOD(tmp_path))]
+    done = house.cli("models", "register", "toy", "--recipe", toy.REFERENCE, *files)
+    alone = registration(house, toy.REFERENCE, pickle_file(tmp_path), GOOD(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (1, alone.stdout, alone.stderr)
+    assert "pickle" in done.stderr
 
 
 @pytest.mark.parametrize(

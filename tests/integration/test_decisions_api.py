@@ -85,6 +85,21 @@ def test_an_officer_decides_about_every_clients_requests_and_a_portal_about_none
     assert stranger.post(f"{PATH}/{request_id}/notices/refusal:sent").status_code == 404
 
 
+def test_an_officer_takes_a_request_back_for_the_person_whichever_portal_made_it(
+    front_door: Installation, portal: httpx.Client, officer: httpx.Client
+) -> None:
+    request_id = demand(portal)
+    stranger = caller(front_door, "requests:write", "requests:read")
+    assert stranger.post(f"{PATH}/{request_id}:cancel").status_code == 404
+    assert officer.post(f"{PATH}/{request_id}:cancel").json()["status"] == "cancelled"
+    [decided] = portal.get(f"{PATH}/{request_id}/decisions").json()["items"]
+    assert decided["kind"] == "cancelled"
+    own = demand(portal)
+    assert portal.post(f"{PATH}/{own}:cancel").json()["status"] == "cancelled"
+    [by_portal] = portal.get(f"{PATH}/{own}/decisions").json()["items"]
+    assert decided["client_id"] != by_portal["client_id"]
+
+
 def test_an_officer_finds_what_waits_for_people(
     front_door: Installation, portal: httpx.Client, officer: httpx.Client
 ) -> None:

@@ -25,17 +25,23 @@ from sqlalchemy import func, select, text, update
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from app import keymaking, metrics, supervisor, webhooks
+from app import keymaking, metrics, portals, supervisor, webhooks
 from app.domain import webhook
+from app.domain.lifecycle import RequestStatus
+from app.domain.portals import ketch
+from app.domain.portals.base import Asked, Callback, Hears
 from app.domain.webhook import Outcome, Scheme
 from app.queue import IO
-from app.storage import deliveries, moves, totals
+from app.storage import deliveries, moves, receivers, totals
+from app.storage import portals as callbacks
 from app.storage import webhooks as stored
 from app.storage.sessions import transaction
 from app.storage.tables import (
+    CallbackReceiver,
     Client,
     ErasureRequest,
     Event,
+    PortalCallback,
     WebhookAttempt,
     WebhookDelivery,
     WebhookEndpoint,
@@ -104,6 +110,26 @@ class Office:
             moves.record(tx, event, request_id=request_id)
             stored.promise(tx, [request_id], event=event, at=self.ctx.now())
 
+    def ask(self, *urls: str, person: str = "") -> UUID:
+        """A portal's demand, whose callbacks are promised word of it at once."""
+        remarks = {"tenant": "axonic"}
+        heard = [Callback(url=url, hears=Hears.EVERY_CHANGE, remarks=remarks) for url in urls]
+        number, ctx = uuid4().hex, self.ctx
+        asked = Asked(external_id=number, user_id=person or number, reference=None, callbacks=heard)
+        with transaction(ctx.engine) as tx:
+            told: dict[str, Any] = {"demand": {"id": number}, "client_id": self.client_id}
+            done = portals.accept(tx, ketch.PORTALS[0], asked, **told, now=ctx.now(), settings=ctx.settings)
+            return UUID(done.story.request_id)
+
+    def tell(self, request_id: UUID) -> None:
+        """Promise a portal's callbacks word of one more change."""
+        with transaction(self.ctx.engine) as tx:
+            callbacks.promise(tx, [request_id], status=RequestStatus.RECEIVED, at=self.ctx.now())
+
+    def rung(self) -> list[WebhookDelivery]:
+        """Whose turn it is, as dispatch would have it in two rounds."""
+        return [self.one(WebhookDelivery, id=delivery_id) for delivery_id in self.ring() + self.ring()]
+
     def ring(self, limit: int = 100) -> list[UUID]:
         with transaction(self.ctx.engine) as tx:
             return list(deliveries.to_ring(tx, limit=limit))
@@ -119,6 +145,7 @@ class Office:
             tx.execute(text("UPDATE webhook_deliveries SET next_attempt_at = now() WHERE next_attempt_at > now()"))
             tx.execute(text("UPDATE webhook_deliveries SET rung_at = now() - interval '1 hour' WHERE rung_at <= now()"))
             tx.execute(text("UPDATE webhook_endpoints SET throttled_until = now()"))
+            tx.execute(text("UPDATE callback_receivers SET throttled_until = now()"))
 
     def all(self, table: type, **where: Any) -> list[Any]:
         with transaction(self.ctx.engine) as tx:
@@ -286,7 +313,7 @@ def test_a_ring_that_nobody_answers_is_rung_again_after_a_while(office: Office) 
 # --- turns ----------------------------------------------------------------------------------------------------------
 
 
-def test_thousands_for_one_receiver_do_not_keep_another_waiting(office: Office) -> None:
+def test_thirty_messages_for_one_receiver_do_not_keep_another_waiting(office: Office) -> None:
     crowded, _ = office.endpoint("https://crowded.example/")
     for _ in range(30):
         office.promise(office.request())
@@ -491,6 +518,180 @@ def test_a_worker_that_was_rung_before_a_rest_began_keeps_it(office: Office) -> 
         office.wait_for_nothing()
         office.deliver()
         assert len(receiver.received) == 1
+
+
+# --- portals' callbacks ---------------------------------------------------------------------------------------------
+
+
+def test_a_callback_has_ten_attempts_on_the_published_schedule_and_then_its_client_sees_it_failed(
+    office: Office,
+) -> None:
+    with Receiver(status(500)) as portal:
+        office.ask(portal.url)
+        for pause in webhook.SCHEDULE[1:]:
+            office.deliver()
+            waits = office.one(WebhookDelivery).next_attempt_at - datetime.now(UTC)
+            assert 0.8 * pause - timedelta(seconds=5) <= waits <= 1.2 * pause
+            office.wait_for_nothing()
+        office.deliver()
+        office.wait_for_nothing()
+        office.deliver()
+        assert len(portal.received) == 10
+    with transaction(office.ctx.engine) as tx:
+        seen = deliveries.Seen(office.client_id, state="failed")
+        [failed] = deliveries.page(tx, seen, before=None, limit=10)
+        assert (failed.attempts, failed.last_outcome) == (10, "given up: status 500")
+        others = deliveries.Seen(office.other().client_id)
+        assert deliveries.page(tx, others, before=None, limit=10) == []
+
+
+@pytest.mark.parametrize("answer", [status(429), hang])
+def test_a_portal_that_asks_for_less_or_hangs_rests_and_the_other_one_of_its_client_does_not(
+    office: Office, answer: Answer
+) -> None:
+    with Receiver(answer) as dead, Receiver(OK) as well:
+        office.ask(dead.url)
+        office.deliver()
+        for _ in range(3):
+            office.ask(dead.url + "/another-path", well.url)
+        office.deliver()
+        office.deliver()
+        assert (len(dead.received), len(well.received)) == (1, 3)
+        office.wait_for_nothing()
+        office.deliver()
+        assert len(dead.received) == 2
+
+
+def test_a_portal_that_fails_has_one_slot_and_the_other_one_of_its_client_all_of_its_own(office: Office) -> None:
+    with Receiver(status(500)) as dead:
+        office.ask(dead.url)
+        office.deliver()
+        for _ in range(9):
+            office.ask(dead.url, "https://well.example/")
+    [failing] = office.all(CallbackReceiver, failures=1)
+    turns = [delivery.receiver for delivery in office.rung()]
+    assert (turns.count(failing.id), len(turns)) == (1, 1 + deliveries.SLOTS)
+
+
+def test_portals_that_fail_share_eight_slots_with_endpoints_that_fail_whosever_they_are(office: Office) -> None:
+    """Nine clients whose portals hang would otherwise hold all that a worker has."""
+    for number in range(9):
+        owner = office.other()
+        for _ in range(4):
+            owner.ask(f"https://dead-{number}.example/", f"https://dead-too-{number}.example/")
+    for dead in office.all(CallbackReceiver):
+        office.set(CallbackReceiver, dead.id, failures=1)
+    well, _ = office.endpoint("https://well.example/")
+    for _ in range(4):
+        office.promise(office.request())
+    turns = [delivery.endpoint_id for delivery in office.rung()]
+    assert (turns.count(well), turns.count(None)) == (deliveries.SLOTS, 8)
+
+
+def test_a_worker_that_was_rung_before_a_portals_rest_began_keeps_it(office: Office) -> None:
+    with Receiver(OK) as portal:
+        office.ask(portal.url)
+        [delivery_id] = office.ring()
+        row = office.one(CallbackReceiver)
+        office.set(CallbackReceiver, row.id, throttled_until=datetime.now(UTC) + timedelta(seconds=60))
+        notify.deliver(office.ctx, delivery_id)
+        assert portal.received == []
+
+
+def test_a_success_ends_the_series_of_a_portals_failures(office: Office) -> None:
+    with Receiver(status(500)) as portal:
+        office.ask(portal.url)
+        office.deliver()
+        assert office.one(CallbackReceiver).failures == 1
+        portal.answer = OK
+        office.wait_for_nothing()
+        office.deliver()
+    row = office.one(CallbackReceiver)
+    assert (row.failures, row.failing_since, row.throttled_until) == (0, None, None)
+
+
+def test_gone_ends_one_callback_and_no_other_of_the_same_portal(office: Office) -> None:
+    with Receiver(status(410)) as portal:
+        gone = office.ask(portal.url)
+        office.tell(gone)
+        office.deliver()
+        portal.answer = OK
+        office.wait_for_nothing()
+        office.tell(gone)
+        office.ask(portal.url)
+        office.deliver()
+        assert len(portal.received) == 2
+    about = [d.last_outcome for d in office.all(WebhookDelivery, request_id=gone)]
+    assert about == ["status 410", "given up: the receiver answered 410 Gone"]
+    ended = office.one(PortalCallback, request_id=gone)
+    assert (ended.sealed, ended.done_at is not None) == (None, True)
+
+
+def test_after_five_days_of_nothing_but_failures_what_waits_for_a_portal_is_given_up_and_the_next_is_tried_once(
+    office: Office,
+) -> None:
+    with Receiver(status(500)) as portal:
+        for day in (0, 0, 0, 1, 2, 3, 4):
+            office.wait_for_nothing()
+            office.ask(portal.url)
+            office.deliver(ahead=timedelta(days=day))
+        assert None not in {d.next_attempt_at for d in office.all(WebhookDelivery)}
+        office.wait_for_nothing()
+        office.deliver(ahead=timedelta(days=5))
+        told = office.all(WebhookDelivery)
+        assert {d.next_attempt_at for d in told} == {None}
+        [row] = office.all(CallbackReceiver)
+        because = f"given up: every attempt since {row.failing_since:%Y-%m-%d %H:%M} UTC failed"
+        assert {d.last_outcome.split(",")[0] for d in told} == {because}
+        before = len(portal.received)
+        office.ask(portal.url)
+        for _ in range(3):
+            office.wait_for_nothing()
+            office.deliver(ahead=timedelta(days=6))
+        assert len(portal.received) == before + 1
+        portal.answer = OK
+        office.ask(portal.url)
+        office.deliver(ahead=timedelta(days=6))
+        assert office.one(CallbackReceiver).failures == 0
+
+
+def test_what_we_cannot_write_says_nothing_about_the_portal(office: Office) -> None:
+    office.ask("https://portal.example/")
+    other = base64.b64encode(bytes(range(32))).decode()
+    settings = office.ctx.settings.model_copy(update={"wrapping_key": SecretStr(other)})
+    [delivery_id] = office.ring()
+    notify.deliver(replace(office.ctx, settings=settings), delivery_id)
+    assert (office.one(WebhookAttempt).error, office.one(CallbackReceiver).failures) == ("InvalidTag", 0)
+
+
+def test_portals_are_told_apart_without_their_names_and_fifty_of_a_client_are_enough(office: Office) -> None:
+    for number in range(receivers.MOST_ORIGINS + 3):
+        office.ask(f"https://name-{number}.example/a", f"https://name-{number}.example:443/b")
+    rows = office.all(CallbackReceiver)
+    assert len(rows) == receivers.MOST_ORIGINS + 1
+    assert len({d.receiver for d in office.all(WebhookDelivery)}) == len(rows)
+    with transaction(office.ctx.engine) as tx:
+        assert "name-" not in "".join(tx.scalars(text("SELECT t::text FROM callback_receivers t")))
+        with_log = deliveries.Seen(office.client_id)
+        assert len(deliveries.page(tx, with_log, before=None, limit=1000)) == 2 * (receivers.MOST_ORIGINS + 3)
+    office.other().ask("https://name-0.example/a")
+    assert len({d.receiver for d in office.all(WebhookDelivery)}) == len(rows) + 1
+
+
+def test_how_a_portal_answered_is_forgotten_with_the_last_word_to_it(office: Office) -> None:
+    with Receiver(OK) as portal:
+        told = office.ask(portal.url)
+        office.deliver()
+    [row] = office.all(WebhookDelivery)
+    long_ago = datetime.now(UTC) - timedelta(days=91)
+    office.set(WebhookDelivery, row.id, created_at=long_ago)
+    office.set(CallbackReceiver, row.receiver, created_at=long_ago)
+    for forgotten in (False, True):
+        with transaction(office.ctx.engine) as tx:
+            webhooks.tidy(tx, settings=office.ctx.settings)
+        assert office.all(WebhookDelivery) == []
+        assert len(office.all(CallbackReceiver)) == (0 if forgotten else 1), "it may still be told of this request"
+        office.set(PortalCallback, office.one(PortalCallback, request_id=told).id, sealed=None)
 
 
 # --- given up -------------------------------------------------------------------------------------------------------

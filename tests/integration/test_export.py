@@ -1,19 +1,25 @@
 """Exports: all that a caller sees, as it stood at one moment, safe to open in a sheet."""
 
 import csv
+import gc
 import io
 import json
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from uuid import uuid4
 
 import httpx
 import pytest
 from sqlalchemy import text
+from uvicorn import Config, Server
 
-from app.api import exports
+from app.api import exports, wire
+from app.main import create_app
 from app.storage.sessions import transaction
+from tests.faults import wait_until
 from tests.house import Installation
 
 pytestmark = pytest.mark.slow
@@ -21,8 +27,9 @@ PATH = "/v1/erasure-requests"
 EXPORT = f"{PATH}:export"
 
 
-def demands(house: Installation, count: int, **more: str) -> list[str]:
+def demands(house: Installation, count: int, *, key: str = "", **more: str) -> list[str]:
     with house.client() as client:
+        client.headers["Authorization"] = f"Bearer {key or house.key}"
         items = [{"user_id": f"exported-{uuid4()}", **more} for _ in range(count)]
         told = client.post(f"{PATH}:batch", json={"items": items}).json()
     return [item["id"] for item in told["items"]]
@@ -116,6 +123,59 @@ def test_only_so_many_at_once_and_one_that_was_left_gives_its_place_back(front_d
     assert len(whole.text.splitlines()) == 2000
 
 
+@pytest.fixture
+def impatient(front_door: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of the same API in this process, which waits for its readers for half a second only.
+
+    Without Python's collector: what an export holds is given back by the one who ends it, not some time later.
+    """
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.5)
+    gc.disable()
+    config = Config(create_app(front_door.settings), port=0, http=wire.Connection, ws="none", log_level="critical")
+    server = Server(config)
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    wait_until(lambda: server.started, 15, "it serves")
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+        wait_until(lambda: not any(exports._RUNNING.values()), 5, "every place was given back")
+    finally:
+        server.should_exit = True
+        serving.join()
+        gc.enable()
+
+
+@pytest.fixture(scope="module")
+def much(front_door: Installation) -> dict[str, str]:
+    """What to ask for so that the answer fills every buffer on its way; a client of its own has its own daily cap."""
+    key = front_door.cli("keys", "create", "much", "--scope", "requests:write").stdout.strip()
+    assert len(set(demands(front_door, 8000, key=key, reference="much"))) == 8000
+    return {"format": "ndjson", "reference": "much"}
+
+
+def test_an_export_whose_reader_stalls_gives_its_place_back(
+    front_door: Installation, impatient: int, much: dict[str, str]
+) -> None:
+    url, headers = f"http://127.0.0.1:{impatient}{EXPORT}", {"Authorization": f"Bearer {front_door.key}"}
+    asked = httpx.Request("GET", url, params=much, headers=headers)
+    lines = [f"{name}: {value}" for name, value in asked.headers.items()]
+    head = "\r\n".join([f"GET {asked.url.raw_path.decode()} HTTP/1.1", *lines, "", ""]).encode()
+
+    def status() -> int:
+        with httpx.stream("GET", url, params=much, headers=headers) as answer:
+            return answer.status_code
+
+    with ExitStack() as stack:
+        stalled = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for reader in stalled:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", impatient))
+            reader.sendall(head)
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        assert status() == 503
+        wait_until(lambda: status() == 200, 10, "a place is free, although both readers are still there")
+
+
 def test_beyond_four_the_next_is_told_to_wait(front_door: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "_AT_ONCE", threading.BoundedSemaphore(1))
     exports._AT_ONCE.acquire()
@@ -131,13 +191,16 @@ def test_bad_filters_are_refused(front_door: Installation) -> None:
     assert answers == [422, 422, 422]
 
 
-def test_a_third_of_one_client_is_told_to_wait_and_others_are_served(front_door: Installation) -> None:
-    demands(front_door, 8000, reference="unread")
-    asked = {"format": "ndjson", "reference": "unread"}
+def test_a_third_of_one_client_is_told_to_wait_and_others_are_served(
+    front_door: Installation, much: dict[str, str]
+) -> None:
     key = front_door.cli("keys", "create", uuid4().hex, "--scope", "requests:read_all").stdout.strip()
-    with front_door.client() as client, ExitStack() as stack:
-        unread = [stack.enter_context(client.stream("GET", EXPORT, params=asked)) for _ in range(3)]
+    little = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])  # else it takes all
+    theirs = {"Authorization": f"Bearer {front_door.key}"}
+    base = f"http://127.0.0.1:{front_door.port}"
+    with httpx.Client(base_url=base, headers=theirs, transport=little) as client, ExitStack() as stack:
+        unread = [stack.enter_context(client.stream("GET", EXPORT, params=much)) for _ in range(3)]
         assert [answer.status_code for answer in unread] == [200, 200, 503]
         url = f"http://127.0.0.1:{front_door.port}{EXPORT}"
-        with httpx.stream("GET", url, params=asked, headers={"Authorization": f"Bearer {key}"}) as other:
+        with httpx.stream("GET", url, params=much, headers={"Authorization": f"Bearer {key}"}) as other:
             assert other.status_code == 200

@@ -17,7 +17,7 @@ from app.api.auth import Scope
 from app.domain.decisions import IdentityLevel
 from app.errors import Conflict, Invalid, TooMany
 from app.intake import Batch, Demand, Filed, Filing
-from app.storage import arrivals
+from app.storage import intake_counts
 from app.storage.sessions import transaction
 from app.storage.tables import ErasureRequest, RequestKey
 from tests.house import Installation, installation
@@ -136,10 +136,10 @@ def test_the_next_day_counts_anew(quiet: Installation) -> None:
     assert file(1, NOW) == [TooMany]
     assert file(20, NOW.replace(day=2)) == [Filed] * 20
     with transaction(quiet.engine) as tx:
-        arrivals.forget_counts(tx)
+        intake_counts.forget(tx)
         assert tx.scalar(text("SELECT count(*) FROM intake_counts")) == 2  # both lie ahead of the server's clock
         tx.execute(text("UPDATE intake_counts SET day = day - 3650"))
-        arrivals.forget_counts(tx)
+        intake_counts.forget(tx)
         assert tx.scalar(text("SELECT count(*) FROM intake_counts")) == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, func, select, text
 
 from app import catalog, certificates, intake, planning
-from app.domain.decisions import Ground
+from app.domain.decisions import Ground, HoldGround
 from app.errors import Conflict
 from app.storage import requests, versions
 from app.storage.sessions import transaction
@@ -184,7 +184,7 @@ def test_when_the_older_one_stops_the_younger_goes_on_by_itself(bench: Bench, ac
     older, younger = people.demand(3, reference="T-1"), people.demand(3, reference="T-2")
     bench.plan()
     assert bench.request(younger).duplicate_of == older
-    more = {"until": bench.now() + SOON} if act == "hold" else {}
+    more = {"until": bench.now() + SOON, "ground": HoldGround.CLARIFICATION} if act == "hold" else {}
     getattr(people, act)(older, **more)
     assert bench.request(younger).duplicate_of is None
     bench.run_all()
@@ -201,7 +201,9 @@ def test_who_nobody_vouched_for_neither_delays_nor_suppresses_anybody(bench: Ben
     assert bench.request(verified).duplicate_of is None
     people.confirm(unverified)
     bench.run_all()
-    assert people.status(unverified) == "no_data"
+    assert people.status(unverified) == "completed"
+    with transaction(bench.ctx.engine) as tx:
+        assert {row.result for row in requests.targets(tx, [unverified])} == {"already_forgotten"}
 
 
 @pytest.mark.parametrize(

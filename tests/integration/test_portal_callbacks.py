@@ -192,6 +192,20 @@ def test_many_portals_are_promised_word_by_as_many_statements_as_one(stage: Stag
             assert {one["subject_request_id"] for one in told} == {tickets[person - 3]}
 
 
+def test_a_group_is_listed_by_as_many_statements_as_one_request_of_it(stage: Stage) -> None:
+    statements: list[str] = []
+    app: Any = stage.client.app
+    sql_event.listen(app.state.context.engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    counts = []
+    for size in (1, 9):
+        tickets = {stage.ask("3", NOBODY + person, group_id=f"group-{size}") for person in range(size)}
+        statements.clear()
+        listed = stage.client.get(PATHS["3"], params={"group_id": f"group-{size}"}).json()
+        assert {one["subject_request_id"] for one in listed} == tickets
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
+
+
 def test_all_callbacks_of_a_request_hear_and_each_is_told_its_own_url(stage: Stage) -> None:
     stage.ask("2", NOBODY, "/a?token=1", "/b")
     stage.bench.run_all()

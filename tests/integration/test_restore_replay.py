@@ -32,12 +32,13 @@ from app.audit.mirror import Mirror
 from app.audit.restore import Replayed
 from app.audit.sequencer import Sequencer
 from app.embedded import postgres_installations
-from app.errors import LogStopped, Misconfigured, Unavailable
+from app.errors import Conflict, LogStopped, Misconfigured, Unavailable
 from app.logs import log
 from app.storage import audit, requests
 from app.storage.sessions import connect, transaction
 from app.storage.tables import ErasureRequest, Posting, RequestKey, Suppression
 from tests import toy
+from tests.deciding import Office
 from tests.faults import wait_until
 from tests.house import installation
 from tests.integration.test_public_log import settle, vkey
@@ -325,6 +326,44 @@ def opened(bench: Bench, request_id: UUID, sealed: bytes, wrapped: bytes) -> str
     """The user id, for whoever has the row, the wrapped key and the wrapping key."""
     key = keyring.unwrap(bench.ctx.settings.key("wrapping_key"), wrapped)
     return keyring.unseal(key, sealed, context=request_id.bytes).decode()
+
+
+def test_what_was_decided_since_the_backup_is_not_undone_by_the_restore(bench: Bench, postgres_server: str) -> None:
+    register(bench, name="twin")
+    received = datetime.now(UTC) - timedelta(days=3)
+    people = Office(bench, hold_share=1.0, identity_needed="low", suspend_while_awaiting_identity=True)
+    with bench.sequencing():
+        part, extended, untouched = people.demand(KNOWN), people.demand(UNKNOWN, at=received), people.demand(LOST)
+        confirmed = people.demand(WAITING, level="none", at=received)
+        settle(bench)
+    with cloned(postgres_server, bench) as url, on(bench, url) as back:
+        with bench.sequencing():
+            people.refuse(part, models=["twin"])
+            people.extend(extended)
+            people.confirm(confirmed)
+            settle(bench)
+        assert replay(back).refused == (part,)
+        ours = Office(back, hold_share=1.0, **policy(people))
+        assert (ours.status(part), back.request(part).deadline) == ("on_hold", bench.request(part).deadline)
+        assert [back.request(i).deadline for i in (extended, confirmed)] == [
+            bench.request(i).deadline for i in (extended, confirmed)
+        ]
+        with pytest.raises(Conflict, match="allows it once"):
+            ours.extend(extended)
+        with back.sequencing():
+            back.run_all()
+            assert (ours.status(part), ours.status(untouched)) == ("on_hold", "completed")
+            ours.refuse(part, models=["twin"])
+            ours.release(part)
+            ours.confirm(confirmed)
+            back.run_all()
+            settle(back)
+        assert [ours.status(i) for i in (part, extended, confirmed)] == ["partially_completed", *["completed"] * 2]
+        assert verdict("requests", back.ctx.settings.log_path / "public", key=vkey(back)) == 0
+
+
+def policy(people: Office) -> dict[str, object]:
+    return {name: getattr(people.settings, name) for name in ("identity_needed", "suspend_while_awaiting_identity")}
 
 
 @pytest.fixture

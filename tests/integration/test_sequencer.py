@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,12 +34,12 @@ from app.errors import ExpungeError, LogStopped, Misconfigured
 from app.storage import audit, moves
 from app.storage.sessions import connect, transaction
 from app.storage.tables import AuditEntry, ErasureRequest, Event, LogCheckpoint
-from tests.faults import kill9, wait_until
+from tests import command_line
+from tests.faults import wait_until
 from tests.sequencing import ORIGIN, SEED, sequencer, write
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 OTHER_SEED = bytes(range(32, 64))
 VKEY = str(notes.Signer(ORIGIN, SEED).vkey)
@@ -57,14 +57,14 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @contextmanager
-def process(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of tests.sequencing; what it says at its death is in ``log``."""
-    with log.open("ab") as said:
-        started = subprocess.Popen([sys.executable, "-m", "tests.sequencing", *arguments], cwd=ROOT, stderr=said)
+def process(*arguments: str, log: Path) -> Iterator[BaseProcess]:
+    """A process of tests.sequencing, killed -9 at the end; what it says at its death is in ``log``."""
+    started = command_line.start("tests.sequencing", *arguments, environment=os.environ, stderr=log)
     try:
         yield started
     finally:
-        kill9(started)
+        started.kill()
+        started.join()
 
 
 def enter_models(engine: Engine, count: int) -> None:
@@ -129,7 +129,7 @@ def test_two_sequencers_race_beside_eight_writers_and_nothing_is_lost_or_said_tw
         wait_until(
             lambda: checkpoints(engine) > 40 and inversions(engine) > 2, 40, "they have raced", every_seconds=0.5
         )
-        assert [one.poll(), two.poll(), writers.poll()] == [None] * 3, log.read_text()
+        assert [one.exitcode, two.exitcode, writers.exitcode] == [None] * 3, log.read_text()
     drained(engine, sequencer(directory))
     assert inversions(engine) > 2
     need_everything_once(engine, directory)
@@ -151,8 +151,9 @@ def test_a_sequencer_killed_twenty_times_with_work_waiting_leaves_a_whole_log(
             for _ in range(5):
                 write(engine, rng=rng)
             time.sleep(rng.random() * 0.06)
-            assert alive.poll() is None, (tmp_path / "said").read_text()
-            kill9(alive)
+            assert alive.exitcode is None, (tmp_path / "said").read_text()
+            alive.kill()
+            alive.join()
         with transaction(engine) as tx:
             assert audit.has_pending(tx)
         sizes.append(size(engine))

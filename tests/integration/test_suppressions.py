@@ -8,7 +8,6 @@ import hmac
 import json
 import os
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -28,7 +27,7 @@ from app.errors import Conflict, Invalid, Unavailable
 from app.storage import samples, suppressions
 from app.storage.sessions import transaction
 from app.storage.tables import Model
-from tests import toy
+from tests import command_line, toy
 from tests.architecture.source import ROOT
 from tests.house import Installation
 from tests.pipeline import Bench, register
@@ -353,11 +352,9 @@ def run_filter(house: Installation, manifest: Path, *more: str, model: str = "to
     """As a pipeline would: with a URL and a key, and nothing else of ours."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": house.environment["PYTHONPATH"]}
     environment["EXPUNGE_API_KEY"] = pipeline_key(house)
-    command = [sys.executable, "-m", "app.cli", "suppressions", "filter", str(manifest), "--model", model]
+    words = ("suppressions", "filter", str(manifest), "--model", model)
     url = ("--url", f"http://127.0.0.1:{house.port}")
-    return subprocess.run(
-        [*command, *(more or url)], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    return command_line.run("app.cli", *words, *(more or url), environment=environment, timeout_seconds=60)
 
 
 def test_a_manifest_that_was_filtered_registers_and_one_that_was_not_is_refused(

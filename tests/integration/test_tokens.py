@@ -112,6 +112,14 @@ def test_scopes_are_read_from_where_providers_write_them(
     assert ask(house, provider.token(**asking)).status_code == 200
 
 
+@pytest.mark.parametrize("typ", ["JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", None])
+def test_a_token_of_each_type_that_access_tokens_have_is_believed(
+    house: Installation, provider: IdentityProvider, typ: str | None
+) -> None:
+    """RFC 9068 2.1 writes at+jwt, in any case and with or without application/; many providers write JWT or nothing."""
+    assert ask(house, provider.token(header={"typ": typ})).status_code == 200
+
+
 @pytest.mark.parametrize("asking", [None, "", "models:write", "MODELS:READ", "models:read_all", 7, {"models:read": 1}])
 def test_a_token_that_asks_for_nothing_gets_nothing(
     house: Installation, provider: IdentityProvider, asking: Any
@@ -198,6 +206,9 @@ ATTACKS: dict[str, Callable[[IdentityProvider], str]] = {
     "subject of a thousand letters": lambda p: p.token(sub="p" * 1000),
     "ID token for a browser": lambda p: p.token(header={"typ": "id+jwt"}),
     "logout token": lambda p: p.token(header={"typ": "logout+jwt"}),
+    "proof of possession": lambda p: p.token(header={"typ": "dpop+jwt"}),
+    "type that is a list": lambda p: p.token(header={"typ": ["at+jwt"]}),
+    "type that is a number": lambda p: p.token(header={"typ": 1}),
     "huge": lambda p: p.token(padding="x" * 20_000),
     "deep": lambda p: assembled({"alg": "RS256", "kid": "r1"}, b'{"a":' * 2_000 + b"1" + b"}" * 2_000, p.keys[0].sign),
     "claims are a list": lambda p: assembled({"alg": "RS256", "kid": "r1"}, [1], p.keys[0].sign),

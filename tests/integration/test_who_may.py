@@ -80,7 +80,7 @@ NEEDS: dict[str, set[Scope]] = {
     f"POST {REQUEST}/notices/{{kind}}:sent": {WRITE, DECIDE},
     f"GET {REQUEST}/receipt": READERS,
     f"POST {REQUEST}:approve": {DECIDE},
-    f"POST {REQUEST}:cancel": {WRITE},
+    f"POST {REQUEST}:cancel": {WRITE, DECIDE},
     f"POST {REQUEST}:confirm-identity": {WRITE, DECIDE},
     f"POST {REQUEST}:extend": {DECIDE},
     f"POST {REQUEST}:hold": {DECIDE},

@@ -3,8 +3,8 @@
 import base64
 import copy
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from app import certificates
 from app.errors import Invalid
+from tests import command_line
 
 SEED = bytes(range(32))
 STATEMENT = certificates.statement(subjects=[("toy", "ab" * 32)], predicate={"request": "r-1"})
@@ -68,8 +69,7 @@ def test_an_implementation_of_others_accepts_our_envelope_and_we_accept_theirs()
 
 
 def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "app.cli", "verify", "certificate", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    return command_line.run("app.cli", "verify", "certificate", *map(str, arguments), environment=os.environ)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from app.settings import Settings
 R = RequestStatus
 DOMAIN = "dsr.forget.example"
 KNOBS = {
-    "opendsr": {"domain": DOMAIN},
+    "opendsr": {"domain": DOMAIN, "zone": "Europe/Berlin"},
     "ketch": {"identity": "account_id"},
     "transcend": {
         "identity": "coreIdentifier",
@@ -231,6 +231,29 @@ def test_a_time_without_a_zone_is_utc() -> None:
     assert reading.moment({"at": "2018-10-02T17:00:00+02:00"}, "at") == datetime(2018, 10, 2, 15, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("said", ["2000-01-01T00:00:00", "2000-01-01T00:00:00+14:00", "2199-12-31T23:59:59-12:00"])
+def test_a_time_at_the_edge_of_the_years_that_we_take_is_read_and_can_be_told_in_utc(said: str) -> None:
+    assert reading.moment({"at": said}, "at").astimezone(UTC).year in {1999, 2000, 2199, 2200}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "1999-12-31T23:59:59Z",
+        "2200-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+23:59",  # in UTC this is before the first year, and there is no such time
+        "9999-12-31T23:59:59-23:59",
+        "10000-01-01T00:00:00Z",
+        "2027-02-30T00:00:00Z",
+    ],
+)
+def test_a_time_that_no_request_can_have_is_refused_by_name(said: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        reading.moment({"at": said}, "at")
+    assert refused.value.field == "at"
+    assert said not in str(refused.value)
+
+
 WORDS = [
     (R.RECEIVED, "pending", "pending"),
     (R.AWAITING_IDENTITY, "pending", "pending"),
@@ -251,7 +274,7 @@ WORDS = [
 @pytest.mark.parametrize(("state", "word", "ketchs"), WORDS)
 def test_every_state_has_its_word_in_every_dialect(state: RequestStatus, word: str, ketchs: str) -> None:
     for dialect in opendsr.DIALECTS:
-        told: Any = opendsr.status(dialect, story(state), DOMAIN)
+        told: Any = opendsr.status(dialect, story(state), KNOBS["opendsr"])
         assert told["request_status"] == word
         assert told["extensions"][DOMAIN]["state"] == state.value
         assert state in opendsr.states(word)
@@ -276,18 +299,37 @@ def test_a_status_carries_what_opendsr_has_no_words_for() -> None:
         ModelStory(model="other", state="queued", result=None),
     )
     whole = story(R.PARTIALLY_COMPLETED, models=models, retained=(kept,), group_id="g")
-    told: Any = opendsr.status(opendsr.DIALECTS[2], whole, DOMAIN)
+    told: Any = opendsr.status(opendsr.DIALECTS[2], whole, KNOBS["opendsr"])
     extension = told["extensions"][DOMAIN]
     assert told["expected_completion_time"] == "2027-03-03T23:59:59Z"
     assert told["group_id"] == "g"
-    assert extension["deadline"] == "2027-03-03"
     assert extension["retained"] == [{"ground": kept.ground, "models": None, "data_class": "invoices"}]
     assert [m["result"] for m in extension["models"]] == ["forgotten", None, None]
     assert [m["status"] for m in extension["distribution_status"]] == ["sent", "failed", "pending"]
-    refused: Any = opendsr.status(opendsr.DIALECTS[1], story(R.REJECTED, ground="art12_5_excessive"), DOMAIN)
+    refused: Any = opendsr.status(opendsr.DIALECTS[1], story(R.REJECTED, ground="art12_5_excessive"), KNOBS["opendsr"])
     assert refused["extensions"][DOMAIN]["refused_on"] == "art12_5_excessive"
-    assert opendsr.status(opendsr.DIALECTS[1], story(R.NO_DATA), DOMAIN)["results_count"] == 0
-    assert "results_count" not in opendsr.status(opendsr.DIALECTS[0], story(R.NO_DATA), DOMAIN)
+    assert opendsr.status(opendsr.DIALECTS[1], story(R.NO_DATA), KNOBS["opendsr"])["results_count"] == 0
+    assert "results_count" not in opendsr.status(opendsr.DIALECTS[0], story(R.NO_DATA), KNOBS["opendsr"])
+
+
+@pytest.mark.parametrize(
+    ("zone", "last_moment", "day"),
+    [
+        ("UTC", "2027-03-03T23:59:59.999999", "2027-03-03"),
+        ("Europe/Berlin", "2027-03-03T22:59:59.999999", "2027-03-03"),
+        ("America/Los_Angeles", "2027-03-04T07:59:59.999999", "2027-03-03"),
+        ("Pacific/Auckland", "2027-03-03T10:59:59.999999", "2027-03-03"),
+    ],
+)
+def test_a_deadline_is_the_controllers_day_in_answers_and_in_callbacks(zone: str, last_moment: str, day: str) -> None:
+    knobs = {**KNOBS["opendsr"], "zone": zone}
+    told = story(R.RECEIVED, deadline=datetime.fromisoformat(last_moment).replace(tzinfo=UTC))
+    callback = Callback(url="https://portal.example/", hears=Hears.EVERY_CHANGE)
+    for portal, dialect in zip(opendsr.PORTALS, opendsr.DIALECTS, strict=True):
+        answered: Any = opendsr.status(dialect, told, knobs)
+        heard = json.loads(portal.tell(told, callback, knobs).content)
+        assert answered["extensions"][DOMAIN]["deadline"] == heard["extensions"][DOMAIN]["deadline"] == day
+        assert heard["expected_completion_time"] == last_moment[:19] + "Z"
 
 
 def test_errors_have_each_versions_shape() -> None:

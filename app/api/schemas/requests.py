@@ -67,7 +67,7 @@ class ErasureRequestOut(BaseModel):
     deadline: datetime = Field(description="Art. 12(3) GDPR: one calendar month, and what an extension added to it")
     identity_level: IdentityLevel
     approvals_needed: int = Field(description="How many people must agree before work begins")
-    duplicate_of: UUID | None = Field(description="Your older open request for the same person, whose work serves this")
+    duplicate_of: UUID | None = Field(description="Your other request for the same person, whose work serves this")
     closed_at: datetime | None
     overdue: bool
     targets: list[TargetOut]

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from app.domain import identifiers
+from app.domain import deadlines, identifiers
 from app.domain.lifecycle import RequestStatus
 from app.domain.portals import reading
 from app.domain.portals.base import (
@@ -197,8 +198,14 @@ def _callbacks(body: Document) -> list[Callback]:
     return [Callback(url=str(url), hears=Hears.EVERY_CHANGE) for url in dict.fromkeys(urls)]
 
 
-def status(dialect: Dialect, story: Story, domain: str) -> Document:
-    """Where a request stands: the answer to GET, and the body of a callback but for its URL."""
+def status(dialect: Dialect, story: Story, knobs: Knobs) -> Document:
+    """Where a request stands: the answer to GET, and the body of a callback but for its URL.
+
+    Args:
+        dialect: The version.
+        story: The request's.
+        knobs: Our ``domain``, and the controller's ``zone``, in which days are told.
+    """
     told: Document = {
         "controller_id": story.controller_id,
         "expected_completion_time": instant(story.deadline),
@@ -206,7 +213,7 @@ def status(dialect: Dialect, story: Story, domain: str) -> Document:
         "request_status": word(story.state),
         "api_version": dialect.version,
         "results_url": None,
-        "extensions": {domain: _extension(dialect, story, domain)},
+        "extensions": {knobs["domain"]: _extension(dialect, story, knobs)},
     }
     if dialect.version != "1.0":
         told["results_count"] = 0 if story.state is RequestStatus.NO_DATA else None
@@ -215,20 +222,20 @@ def status(dialect: Dialect, story: Story, domain: str) -> Document:
     return told
 
 
-def _extension(dialect: Dialect, story: Story, domain: str) -> Document:
+def _extension(dialect: Dialect, story: Story, knobs: Knobs) -> Document:
     """What OpenDSR has no words for."""
     told: Document = {
         "state": story.state.value,
         "reason": story.reason,
         "sequence": story.sequence,
         "request": story.request_id,
-        "deadline": story.deadline.date().isoformat(),
+        "deadline": deadlines.day(story.deadline, ZoneInfo(knobs["zone"])).isoformat(),
         "models": [{"id": m.model, "state": m.state, "result": m.result} for m in story.models],
         "refused_on": story.ground,
         "retained": [_retained(kept) for kept in story.retained],
     }
     if dialect.groups:
-        told["distribution_status"] = [_distributed(model, domain) for model in story.models]
+        told["distribution_status"] = [_distributed(model, knobs["domain"]) for model in story.models]
     return told
 
 
@@ -284,7 +291,7 @@ def written(told: Document | list[Document]) -> bytes:
 
 def _portal(dialect: Dialect) -> Portal:
     def tell(story: Story, callback: Callback, knobs: Knobs) -> Message:
-        told = status(dialect, story, knobs["domain"]) | {"status_callback_url": callback.url}
+        told = status(dialect, story, knobs) | {"status_callback_url": callback.url}
         return Message(content=written(told), signed_as=dialect.signed_as)
 
     def refuse(refusal: Refusal) -> tuple[int, Document]:
@@ -304,7 +311,7 @@ def _portal(dialect: Dialect) -> Portal:
         read=read,
         answer=receipt,
         tell=tell,
-        knobs={"domain": "opendsr_domain"},
+        knobs={"domain": "opendsr_domain", "zone": "time_zone"},
         refuse=refuse,
     )
 

@@ -70,6 +70,7 @@ def test_the_rank_sum_agrees_with_all_permutations() -> None:
     assert together(low, high) == pytest.approx(share, abs=4 * math.sqrt(share / 5000))
 
 
+@pytest.mark.slow
 def test_strangers_together_are_taken_for_members_as_seldom_as_the_level_says() -> None:
     """Six users among 60 strangers, 200 jobs: at 0.05 that is 10, give or take three errors."""
     people = _draw(5, 200, 66)

@@ -308,6 +308,7 @@ def test_without_references_the_statistic_is_the_loss() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_user_who_is_like_a_stranger_has_uniform_ranks_by_the_calibrated_statistic() -> None:
     ranks = []
     for seed in range(200):
