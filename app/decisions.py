@@ -152,7 +152,7 @@ def hold(
         raise Invalid("until", "the day of the next review lies in the future")
     if ground in HOLDS_OF_DATA:  # before or after a planning, whole: it sees this hold, or we see what it queued
         planning.hold_ledger(tx, exclusive=True)
-    requests.hold(tx, [request_id])
+    requests.lock_with_twins(tx, [request_id])
     request = _waiting(tx, request_id, "held")
     if request.status == RequestStatus.ON_HOLD:
         raise Conflict("the request is on hold already; release it first")
@@ -172,16 +172,17 @@ def release(
         NotFound: No such request.
         Conflict: It is not on hold, or only because another one for the same person is.
     """
-    requests.hold(tx, [request_id])
+    planning.hold_ledger(tx, exclusive=True)  # a planning is before this, or does not see the hold any more
+    requests.lock_with_twins(tx, [request_id])
     request = requests.locked(tx, request_id)
     if request.status != RequestStatus.ON_HOLD:
         raise Conflict(f"the request is {request.status}; only one that is on hold can be released")
-    if holds.was_passed_on(tx, request):
-        holds.need_free(tx, request)
-    request = _release(tx, request, by=by, at=now, settings=settings, explanation=explanation)
-    for twin in holds.freed_with(tx, request):
-        _release(tx, twin, by=by, at=now, settings=settings)
-    return request
+    holds.need_own(tx, request)
+    freed = [twin_id for twin_id in holds.freed_with(tx, request) if twin_id != request_id]
+    released = [_release(tx, request, by=by, at=now, settings=settings, explanation=explanation)]
+    released += [_release(tx, requests.locked(tx, twin), by=by, at=now, settings=settings) for twin in freed]
+    holds.pass_on(tx, released, at=now, settings=settings)  # another hold of the person's data may bind them, too
+    return requests.locked(tx, request_id)
 
 
 def _release(
@@ -329,9 +330,11 @@ def retry(tx: Session, request_id: UUID, *, by: UUID, now: datetime, settings: S
 def each(tx: Session, request_ids: Sequence[UUID], act: Callable[[UUID], ErasureRequest]) -> list[Outcome]:
     """Decide about many requests in one transaction; one that can't be decided takes nothing from the others.
 
-    They are locked in order of arrival, whatever the caller's, as a job's are: so none of them deadlock.
+    First the ledger is locked, as by a hold, then the requests in order of arrival, whatever the caller's, as a job's
+    are: so none of them deadlock.
     """
-    requests.hold(tx, request_ids)
+    planning.hold_ledger(tx, exclusive=True)
+    requests.lock_with_twins(tx, request_ids)
     found = {request_id: _one(tx, request_id, act) for request_id in sorted(set(request_ids))}
     return [found[request_id] for request_id in dict.fromkeys(request_ids)]
 

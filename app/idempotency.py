@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from app import keyring
 from app.errors import Conflict, Invalid
 from app.settings import Settings
-from app.storage import idempotency
-from app.storage.idempotency import Place
+from app.storage import bindings
+from app.storage.bindings import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Bound:
     body_digest: bytes
 
 
-def bound(index_key: bytes, client_id: UUID, key: str, *body: bytes) -> Bound:
-    """What a client's key and the body that it came with are known by."""
+def bound(index_key: bytes, client_id: UUID, key: str, *body: bytes, kind: bytes = b"body") -> Bound:
+    """What a client's key and the body that it came with are known by; bodies of two kinds are never the same."""
     place = client_id, keyring.fingerprint(index_key, b"idempotency", client_id.bytes, key.encode())
-    return Bound(place, keyring.fingerprint(index_key, b"body", key.encode(), *body))
+    return Bound(place, keyring.fingerprint(index_key, kind, key.encode(), *body))
 
 
 def other_body() -> Invalid:
@@ -49,11 +49,11 @@ def once(
     """
     if key is None:
         return answer()
-    asked = bound(settings.key("index_key"), client_id, key, b"many", content)
-    earlier = idempotency.answers(tx, [asked.place]).get(asked.place)
+    asked = bound(settings.key("index_key"), client_id, key, content, kind=b"bodies")
+    earlier = bindings.answers(tx, [asked.place]).get(asked.place)
     if earlier is None:
         told = answer()
-        if not idempotency.bind_batch(tx, asked.place, body_digest=asked.body_digest, told=told):
+        if not bindings.bind_batch(tx, asked.place, body_digest=asked.body_digest, told=told):
             raise Conflict("a call with this Idempotency-Key has just been answered; send it again")
         return told
     if earlier.body_digest != asked.body_digest or earlier.told is None:

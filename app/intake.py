@@ -23,10 +23,9 @@ from app.domain.lifecycle import RequestStatus
 from app.errors import Conflict, ExpungeError, Invalid, TooMany
 from app.idempotency import Bound
 from app.settings import Settings
-from app.storage import arrivals, intake_counts, moves, requests, versions
-from app.storage import idempotency as answered
+from app.storage import arrivals, bindings, intake_counts, moves, requests, versions
 from app.storage.arrivals import Arrival
-from app.storage.idempotency import Answer, Binding, Place
+from app.storage.bindings import Answer, Binding, Place
 from app.storage.sessions import fetch_all
 from app.storage.tables import ErasureRequest
 
@@ -209,8 +208,8 @@ def _standing(tx: Session, cases: Sequence[_Case], moment: _Moment) -> tuple[dic
     places = {case.key.place for case in cases if case.key}
     clients = {case.filing.client_id for case in cases}
     of_today = intake_counts.asking(clients, day=moment.local.date(), usual=moment.settings.daily_erasures)
-    earlier, left = fetch_all(tx, answered.asking(places), of_today)
-    return answered.read(earlier), intake_counts.read(left)
+    earlier, left = fetch_all(tx, bindings.asking(places), of_today)
+    return bindings.read(earlier), intake_counts.read(left)
 
 
 def _replay(tx: Session, cases: Sequence[_Case], earlier: Mapping[Place, Answer]) -> None:
@@ -353,10 +352,10 @@ def _remember(tx: Session, cases: Sequence[_Case]) -> None:
         for case in cases
         if case.key and not case.bound and isinstance(case.outcome, Filed)
     }
-    lost = found.keys() - answered.bind(tx, found.values())
+    lost = found.keys() - bindings.bind(tx, found.values())
     if not lost:
         return
     # Another transaction has just answered these keys: with the same demand it found the same request.
-    theirs = answered.answers(tx, lost)
+    theirs = bindings.answers(tx, lost)
     if any(place not in theirs or theirs[place].request_id != found[place].request_id for place in lost):
         raise Conflict("a request with this Idempotency-Key has just been answered; send it again")

@@ -101,7 +101,7 @@ def check_log(bench: Bench) -> None:
     def published() -> bool:
         with transaction(bench.ctx.engine) as tx:
             head = audit.head(tx)
-            return not audit.has_pending(tx) and head is not None and head.published is not None
+            return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
     wait_until(published, 30, "the log is published")
     with transaction(bench.ctx.engine) as tx:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import count
+from collections.abc import Iterator
 from typing import Final
 
 from opentelemetry.trace import SpanKind
@@ -23,6 +23,7 @@ _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "O
 _QUIET: Final = frozenset({"/livez", "/readyz", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: counted and not logged, unless the answer is bad."""
 _NO_ROUTE: Final = "?"
+_PAGE: Final = 4096
 _LEFT: Final = 499
 """nginx's code for a caller that went before it was answered."""
 _Known = dict[tuple[str, str, int], tuple[str, Histogram]]
@@ -34,7 +35,7 @@ class CallLog:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._known: _Known = {}
-        self._process, self._calls = os.urandom(4).hex(), count(1)
+        self._numbers = _numbers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry: let the call through and tell how it went."""
@@ -42,7 +43,7 @@ class CallLog:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        call = scope[CALL] = f"{self._process}{next(self._calls):08x}"
+        call = scope[CALL] = next(self._numbers)
         number, code = (b"x-request-id", call.encode()), 0
 
         async def numbered(message: Message) -> None:
@@ -80,6 +81,13 @@ class CallLog:
         histogram.observe(seconds)
         if code >= 500 or what[1] not in _QUIET:
             logs.answered(prefix, call=call, milliseconds=1000 * seconds)
+
+
+def _numbers() -> Iterator[str]:
+    """Numbers that say nothing of each other; random bytes are fetched by the page: each fetch is a system call."""
+    while True:
+        page = os.urandom(_PAGE)
+        yield from (page[place : place + 8].hex() for place in range(0, _PAGE, 8))
 
 
 def _method(scope: Scope) -> str:

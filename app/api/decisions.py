@@ -20,6 +20,7 @@ from app.domain.decisions import Notice
 from app.domain.lifecycle import RequestStatus
 from app.storage import decisions as stored
 from app.storage import requests
+from app.storage.tables import Decision
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["decisions"])
 Decider = Annotated[Caller, Depends(needs(Scope.REQUESTS_DECIDE))]
@@ -145,13 +146,14 @@ def retry(request_id: UUID, tx: Transaction, caller: Decider, now: Now, settings
 def index(request_id: UUID, tx: Transaction, caller: Reader) -> schemas.DecisionsOut:
     """Read what was decided about a request, in order."""
     request = requests.get(tx, request_id, seen_by=caller.sees)
-    names = schemas.DecisionOut.model_fields
-    return schemas.DecisionsOut(
-        items=[
-            schemas.DecisionOut(**{name: getattr(decision, name) for name in names})
-            for decision in stored.of_request(tx, request.id)
-        ]
-    )
+    return schemas.DecisionsOut(items=[_told(decision, caller) for decision in stored.of_request(tx, request.id)])
+
+
+def _told(decision: Decision, caller: Caller) -> schemas.DecisionOut:
+    """Who decided, only an office learns: else a hold that an officer decided differed from one that was passed on."""
+    told = {name: getattr(decision, name) for name in schemas.DecisionOut.model_fields}
+    hidden = caller.sees is not None and decision.client_id != caller.client_id
+    return schemas.DecisionOut(**told | ({"client_id": None} if hidden else {}))
 
 
 @router.get("/{request_id}/notices", responses=_READING)

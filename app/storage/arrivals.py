@@ -1,7 +1,8 @@
 """Requests that come in, many at a time: a statement for each question, however many demands ask it.
 
 moves.py writes them, since they have a status: sorted by what is unique about them, so that two transactions that meet
-in the same demands wait for each other in one order and can't deadlock.
+in the same demands wait for each other in one order and can't deadlock. Two that use the same two Idempotency-Keys
+crosswise for new demands and known ones may; PostgreSQL ends one, and it is tried again.
 """
 
 from __future__ import annotations

@@ -50,11 +50,15 @@ def last_hold(tx: Session, request_id: UUID) -> Decision | None:
     return tx.scalar(select(Decision).where(held).order_by(Decision.id.desc()).limit(1))
 
 
-def holds(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Decision]:
-    """By which other request the person's data are on hold, for those of these requests for which they are.
+def bound_by(tx: Session, hold_id: int) -> Sequence[UUID]:
+    """Requests that a hold was passed on to and that are on hold by it, in order of arrival."""
+    return tx.scalars(text(_BOUND_BY), {"hold": hold_id}).all()
 
-    One that was passed on itself counts, too, but after those that somebody decided: a request may be withdrawn, and
-    the hold of the data is no weaker for that.
+
+def holds(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Decision]:
+    """The hold of the person's data that somebody decided about another request, for those that it concerns.
+
+    It lasts as long as a request is on hold by it: the one that it was decided about may be withdrawn.
     """
     rows = tx.execute(text(_HOLDS), {"ids": list(request_ids), "grounds": sorted(HOLDS_OF_DATA)}).all()
     found = {d.id: d for d in tx.scalars(select(Decision).where(Decision.id == func.any([row.held for row in rows])))}
@@ -147,7 +151,7 @@ def known(tx: Session, request_ids: Sequence[UUID]) -> dict[UUID, Known]:
 
 
 def link(tx: Session, older: dict[UUID, UUID]) -> None:
-    """Note which requests repeat which older ones; who is linked stays so: that one has had the person forgotten."""
+    """Note which requests repeat which older ones; who is linked already stays so."""
     statement = (
         "UPDATE erasure_requests r SET duplicate_of = n.older"
         " FROM unnest(CAST(:ids AS uuid[]), CAST(:older AS uuid[])) AS n (id, older)"
@@ -157,17 +161,24 @@ def link(tx: Session, older: dict[UUID, UUID]) -> None:
         tx.execute(text(statement), {"ids": list(older), "older": list(older.values())})
 
 
+_BOUND_BY = """
+SELECT r.id FROM decisions d JOIN erasure_requests r ON r.id = d.request_id AND r.status = 'on_hold'
+WHERE d.passed_from = :hold
+  AND NOT EXISTS (SELECT FROM decisions n WHERE n.request_id = d.request_id AND n.kind = 'held' AND n.id > d.id)
+ORDER BY r.sequence
+"""
 _HOLDS = """
 SELECT DISTINCT ON (y.id) y.id, h.id AS held
 FROM erasure_requests y
 JOIN erasure_requests o ON o.subject_key = y.subject_key AND o.id <> y.id AND o.status = 'on_hold'
-  AND (o.models IS NULL OR y.models IS NULL OR o.models && y.models)
 CROSS JOIN LATERAL (
-  SELECT d.id, d.ground, d.client_id FROM decisions d WHERE d.request_id = o.id AND d.kind = 'held'
-  ORDER BY d.id DESC LIMIT 1
-) h
-WHERE y.id = ANY (CAST(:ids AS uuid[])) AND h.ground = ANY (CAST(:grounds AS text[]))
-ORDER BY y.id, h.client_id IS NULL, h.id
+  SELECT d.kind, coalesce(d.passed_from, d.id) AS first FROM decisions d
+  WHERE d.request_id = o.id AND d.kind IN ('held', 'released') ORDER BY d.id DESC LIMIT 1
+) l
+JOIN decisions h ON h.id = l.first
+JOIN erasure_requests r ON r.id = h.request_id AND (r.models IS NULL OR y.models IS NULL OR r.models && y.models)
+WHERE y.id = ANY (CAST(:ids AS uuid[])) AND l.kind = 'held' AND h.ground = ANY (CAST(:grounds AS text[]))
+ORDER BY y.id, h.id
 """
 # An older request counts only if nothing stops it: who awaits identity may be anybody, what is on hold or waits for
 # people may never go on, what is refused in part asks for less. Whatever has ended has no subject_key; to ask for open

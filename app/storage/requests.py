@@ -116,7 +116,7 @@ def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]
     The others for the same people are locked with them: at the job's end they are told what became of the person.
     Who waited for a lock knows the request as it is now and its targets as they were: so these are read afterwards.
     """
-    ours = hold(tx, tx.scalars(select(Target.request_id).where(Target.job_id == job_id)).all())
+    ours = lock_with_twins(tx, tx.scalars(select(Target.request_id).where(Target.job_id == job_id)).all())
     rows = tx.execute(
         select(ErasureRequest, Target)
         .join(Target, Target.request_id == ErasureRequest.id)
@@ -127,7 +127,7 @@ def of_job(tx: Session, job_id: UUID) -> Sequence[tuple[ErasureRequest, Target]]
     return [(row[0], row[1]) for row in rows]
 
 
-def hold(tx: Session, request_ids: Collection[UUID]) -> Sequence[UUID]:
+def lock_with_twins(tx: Session, request_ids: Collection[UUID]) -> Sequence[UUID]:
     """Lock requests and the others for the same people, as far as they are open, in order of arrival; returns which.
 
     Two statements, each by an index: as one, PostgreSQL reads everybody's requests (200 000: 150 ms instead of 3).

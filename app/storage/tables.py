@@ -175,6 +175,9 @@ class Decision(Table):
     """What a person decided about a request, on what ground, and when the data subject was told; append-only."""
 
     __tablename__ = "decisions"
+    __table_args__ = (
+        Index("ix_decisions_passed_from", "passed_from", postgresql_where=text("passed_from IS NOT NULL")),
+    )
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     request_id: Mapped[UUID] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
     kind: Mapped[str]
@@ -194,6 +197,8 @@ class Decision(Table):
     """When a hold is looked at again, or what a deadline was moved to."""
     notified_at: Mapped[datetime | None]
     """When the data subject was told."""
+    passed_from: Mapped[int | None] = mapped_column(ForeignKey("decisions.id"))
+    """The hold, decided about another request for the same person, that was passed on to this one."""
 
 
 class RequestKey(Table):

@@ -16,8 +16,17 @@ def upgrade() -> None:
         ["duplicate_of"],
         postgresql_where=sa.text("duplicate_of IS NOT NULL"),
     )
+    op.add_column("decisions", sa.Column("passed_from", sa.BigInteger(), nullable=True))
+    op.create_foreign_key(op.f("fk_decisions_passed_from_decisions"), "decisions", "decisions", ["passed_from"], ["id"])
+    op.create_index(
+        "ix_decisions_passed_from",
+        "decisions",
+        ["passed_from"],
+        postgresql_where=sa.text("passed_from IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_column("decisions", "passed_from")
     op.drop_index("ix_erasure_requests_duplicate_of", table_name="erasure_requests")
     op.drop_column("erasure_requests", "gone_from")

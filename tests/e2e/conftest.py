@@ -1,4 +1,4 @@
-"""The toy model registered once, to be cloned; and one running house with a broker that can freeze, for two files."""
+"""The toy model registered once, to be cloned; and a running house with a broker that can freeze, one for each file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Grounds:
             return tx.execute(query).all()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def grounds(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grounds]:
     """All processes of a house; its broker is reached through a proxy, its webhooks go to 127.0.0.2."""
     with (
@@ -112,4 +112,5 @@ def grounds(registered: Registered, tmp_path_factory: pytest.TempPathFactory) ->
             webhook_allow=(ip_network("127.0.0.2/32"),),
         ) as house,
     ):
-        yield Grounds(house, Bench(house), valkey, proxy, listener, itertools.count(1), itertools.count(99_000))
+        # Person 1 is forgotten in two rungs: their loss is then smaller than nearly every stranger's, and not believed.
+        yield Grounds(house, Bench(house), valkey, proxy, listener, itertools.count(2), itertools.count(99_000))

@@ -64,7 +64,7 @@ def run_all(bench: Bench) -> None:
     def is_settled() -> bool:
         with transaction(bench.ctx.engine) as tx:
             head = audit.head(tx)
-            return not audit.has_pending(tx) and head is not None and head.published is not None
+            return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
     with bench.sequencing():
         bench.run_all()

@@ -96,7 +96,7 @@ def served(postgres_server: str, template_database: str, tmp_path_factory: pytes
 def is_settled(bench: Bench) -> bool:
     with transaction(bench.ctx.engine) as tx:
         head = audit.head(tx)
-        return not audit.has_pending(tx) and head is not None and head.published is not None
+        return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
 
 def test_every_file_of_every_published_size_is_served_as_the_mirror_writes_it(served: Served, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def documents(office: Office, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def is_settled(bench: Bench) -> bool:
     with transaction(bench.ctx.engine) as tx:
         head = audit.head(tx)
-        return not audit.has_pending(tx) and head is not None and head.published is not None
+        return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
 
 def test_a_certificate_and_the_proof_beside_it_are_accepted(office: Office, documents: Path) -> None:

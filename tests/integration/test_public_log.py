@@ -40,7 +40,7 @@ def settle(bench: Bench) -> None:
     def done() -> bool:
         with transaction(bench.ctx.engine) as tx:
             head = audit.head(tx)
-            return not audit.has_pending(tx) and head is not None and head.published is not None
+            return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
     wait_until(done, 20, "the log is published")
 

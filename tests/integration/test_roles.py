@@ -228,7 +228,7 @@ def test_a_whole_house_erases_and_publishes_under_the_two_roles(
         def is_published() -> bool:
             with transaction(house.engine) as tx:
                 head = audit.head(tx)
-                return not audit.has_pending(tx) and head is not None and head.published is not None
+                return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
         wait_until(is_published, 20, "the log is published")
         with transaction(house.engine) as tx:

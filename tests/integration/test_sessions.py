@@ -12,6 +12,8 @@ from sqlalchemy import Engine, text
 from app.errors import Unavailable
 from app.storage.sessions import connect, fetch_all, transaction
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:

@@ -166,7 +166,7 @@ def certify(bench: Bench, person: int) -> UUID:
     def is_published() -> bool:
         with transaction(bench.ctx.engine) as tx:
             head = audit.head(tx)
-            return not audit.has_pending(tx) and head is not None and head.published is not None
+            return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
     request_id = bench.demand(person)
     with bench.sequencing():

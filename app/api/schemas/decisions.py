@@ -104,7 +104,9 @@ class DecisionOut(BaseModel):
     """What was decided about a request."""
 
     kind: Kind
-    client_id: UUID | None = Field(description="Who decided; null: the service, by policy")
+    client_id: UUID | None = Field(
+        description="Who decided; null: the service, or another client, which only an office learns"
+    )
     decided_at: datetime
     models: list[str] | None
     data_class: str | None
