@@ -97,7 +97,21 @@ def test_an_officer_takes_a_request_back_for_the_person_whichever_portal_made_it
     own = demand(portal)
     assert portal.post(f"{PATH}/{own}:cancel").json()["status"] == "cancelled"
     [by_portal] = portal.get(f"{PATH}/{own}/decisions").json()["items"]
-    assert decided["client_id"] != by_portal["client_id"]
+    assert decided["client_id"] is None
+    assert by_portal["client_id"] is not None
+
+
+def test_who_decided_is_told_to_an_office_and_else_only_to_oneself(
+    front_door: Installation, portal: httpx.Client, officer: httpx.Client
+) -> None:
+    request_id = demand(portal)
+    body = {"ground": "legal_hold", "until": "2999-01-01T00:00:00Z"}
+    assert officer.post(f"{PATH}/{request_id}:hold", json=body).status_code == 200
+    [to_portal] = portal.get(f"{PATH}/{request_id}/decisions").json()["items"]
+    [to_officer] = officer.get(f"{PATH}/{request_id}/decisions").json()["items"]
+    assert to_portal["client_id"] is None
+    assert to_officer["client_id"] is not None
+    assert to_portal | {"client_id": to_officer["client_id"]} == to_officer
 
 
 def test_an_officer_finds_what_waits_for_people(
