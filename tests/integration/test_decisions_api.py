@@ -105,7 +105,7 @@ def test_who_decided_is_told_to_an_office_and_else_only_to_oneself(
     front_door: Installation, portal: httpx.Client, officer: httpx.Client
 ) -> None:
     request_id = demand(portal)
-    body = {"ground": "legal_hold", "until": "2999-01-01T00:00:00Z"}
+    body = {"ground": "legal_hold", "until": (datetime.now(UTC) + timedelta(days=30)).isoformat()}
     assert officer.post(f"{PATH}/{request_id}:hold", json=body).status_code == 200
     [to_portal] = portal.get(f"{PATH}/{request_id}/decisions").json()["items"]
     [to_officer] = officer.get(f"{PATH}/{request_id}/decisions").json()["items"]
