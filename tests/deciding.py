@@ -98,12 +98,7 @@ class Office:
 def check_log(bench: Bench) -> None:
     """The verifier that strangers use accepts the log and every story in it, once all is published."""
 
-    def published() -> bool:
-        with transaction(bench.ctx.engine) as tx:
-            head = audit.head(tx)
-            return audit.waiting_since(tx) is None and head is not None and head.published is not None
-
-    wait_until(published, 30, "the log is published")
+    wait_until(bench.is_published, 30, "the log is published")
     with transaction(bench.ctx.engine) as tx:
         vkey = audit.known_keys(tx)[0].vkey
     for what in ("log", "requests"):

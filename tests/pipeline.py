@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from rich.progress import Progress
-from sqlalchemy import select, text
+from sqlalchemy import Engine, select, text
 
 from app import intake, keymaking, planning
 from app.audit.sequencer import Sequencer, as_signed
@@ -61,6 +61,15 @@ class Bench:
             head = audit.head(tx)
             if head is not None:
                 Sequencer.of(self.ctx.settings, as_signed).guard.swap(None, head.note)
+
+    def is_published(self) -> bool:
+        """Whether the log shows everything that was entered."""
+        return is_published(self.ctx.engine)
+
+    def fail(self, job_id: UUID) -> None:
+        """Give a job up, as after its last attempt."""
+        with transaction(self.ctx.engine) as tx:
+            planning.give_up(tx, jobs.get(tx, job_id), now=self.now(), reason="a drill")
 
     def demand(
         self, person: int, *, at: datetime | None = None, reference: str | None = None, models: list[str] | None = None
@@ -161,3 +170,10 @@ def register(
         registration.register(
             bench.ctx, name=name, recipe=recipe, weights=weights, manifest=manifest, unlearn=unlearn, bars=bars
         )
+
+
+def is_published(engine: Engine) -> bool:
+    """Whether the log shows everything that was entered."""
+    with transaction(engine) as tx:
+        head = audit.head(tx)
+        return audit.waiting_since(tx) is None and head is not None and head.published is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.house import Installation, installation
-from tests.pipeline import Bench, in_this_process
+from tests.pipeline import Bench, in_this_process, register
 from tests.services import new_database
 from workers import erase
 
@@ -32,3 +32,10 @@ def empty(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         bench = Bench(house)
         with bench.sequencing():
             yield bench
+
+
+@pytest.fixture
+def bench(empty: Bench) -> Bench:
+    """The same with the toy model of 400 people registered."""
+    register(empty)
+    return empty

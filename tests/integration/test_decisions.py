@@ -11,7 +11,7 @@ import pytest
 from dateutil.relativedelta import relativedelta
 from sqlalchemy import func, select, text
 
-from app import certificates, decisions, notices, planning
+from app import certificates, decisions, notices
 from app.domain.decisions import EXPLAINED, Ground, HoldGround, IdentityLevel, Notice
 from app.domain.lifecycle import WAITING
 from app.errors import Conflict, Invalid, NotFound
@@ -26,13 +26,6 @@ from workers import erase
 
 pytestmark = pytest.mark.slow
 SOON = timedelta(days=30)
-
-
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """With the toy model, for what is worked on."""
-    register(empty)
-    return empty
 
 
 def office(bench: Bench, **policy: object) -> Office:
@@ -244,11 +237,6 @@ def begin(bench: Bench, job_id) -> None:
         assert erase.advance(bench.ctx, lease)
 
 
-def fail(bench: Bench, job_id) -> None:
-    with transaction(bench.ctx.engine) as tx:
-        planning.give_up(tx, jobs.get(tx, job_id), now=bench.now(), reason="a drill")
-
-
 def test_what_needs_attention_can_be_refused_only_if_its_work_never_began(empty: Bench) -> None:
     people = office(empty)
     never = people.demand(3)
@@ -259,7 +247,7 @@ def test_what_needs_attention_can_be_refused_only_if_its_work_never_began(empty:
     begun = people.demand(4)
     (job_id,) = empty.plan()
     begin(empty, job_id)
-    fail(empty, job_id)
+    empty.fail(job_id)
     assert people.status(begun) == "needs_attention"
     for act in (people.refuse, people.cancel):
         with pytest.raises(Conflict, match="has begun"):
@@ -552,7 +540,7 @@ def test_a_model_that_is_being_worked_on_can_be_refused_no_more(bench: Bench) ->
     request_id = people.demand(3)
     by_model = {bench.model_of(job_id): job_id for job_id in bench.plan()}
     begin(bench, by_model["second"])
-    fail(bench, by_model["toy"])
+    bench.fail(by_model["toy"])
     assert people.status(request_id) == "needs_attention"
     with pytest.raises(Conflict, match="1 of the models named are being worked on"):
         people.refuse(request_id, models=["second"])
@@ -591,7 +579,7 @@ def test_what_needs_attention_before_it_began_leaves_its_other_jobs(bench: Bench
     people = office(bench)
     request_id = people.demand(3)
     by_model = {bench.model_of(job_id): job_id for job_id in bench.plan()}
-    fail(bench, by_model["toy"])
+    bench.fail(by_model["toy"])
     erase.run(bench.ctx, by_model["second"])
     assert bench.job(by_model["second"]).status == "empty"
     people.retry(request_id)

@@ -8,12 +8,11 @@ from datetime import timedelta
 
 import pytest
 
-from app import decisions, planning
+from app import decisions
 from app.domain.decisions import Ground, HoldGround
 from app.errors import Conflict
 from app.storage import recovery
 from app.storage.sessions import transaction
-from app.storage.tables import Job
 from tests.deciding import Office, check_log
 from tests.pipeline import Bench, register
 
@@ -21,19 +20,11 @@ pytestmark = pytest.mark.slow
 SOON = timedelta(days=30)
 
 
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """With the toy model of 400 people."""
-    register(empty)
-    return empty
-
-
 def test_a_hold_whose_request_was_withdrawn_stops_a_new_attempt_too(bench: Bench) -> None:
     people = Office(bench, hold_share=1.0)
     failed = people.demand(3, reference="T-0")
     (job_id,) = bench.plan()
-    with transaction(bench.ctx.engine) as tx:
-        planning.give_up(tx, tx.get_one(Job, job_id), now=bench.now(), reason="a drill")
+    bench.fail(job_id)
     held = people.demand(3, reference="T-1")
     people.hold(held, until=bench.now() + SOON)
     bound = people.demand(3, reference="T-2")

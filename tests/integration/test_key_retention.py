@@ -61,14 +61,9 @@ def bench(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def run_all(bench: Bench) -> None:
-    def is_settled() -> bool:
-        with transaction(bench.ctx.engine) as tx:
-            head = audit.head(tx)
-            return audit.waiting_since(tx) is None and head is not None and head.published is not None
-
     with bench.sequencing():
         bench.run_all()
-        wait_until(is_settled, 20, "the log is published")
+        wait_until(bench.is_published, 20, "the log is published")
 
 
 def pass_days(bench: Bench, days: float) -> None:

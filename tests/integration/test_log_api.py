@@ -80,7 +80,7 @@ def served(postgres_server: str, template_database: str, tmp_path_factory: pytes
         request_id = bench.demand(99_999)
         with bench.sequencing():
             bench.run_all()
-            wait_until(lambda: is_settled(bench), 20, "the log is published")
+            wait_until(bench.is_published, 20, "the log is published")
         scribe = Scribe(bench.ctx.settings)
         for count in GROWTH:
             with transaction(house.engine) as tx:
@@ -91,12 +91,6 @@ def served(postgres_server: str, template_database: str, tmp_path_factory: pytes
             rows = list(tx.scalars(select(LogCheckpoint).order_by(LogCheckpoint.id)))
             vkey = Vkey.parse(audit.known_keys(tx)[0].vkey)
         yield Served(bench, [row for row in rows if row.published], request_id, vkey)
-
-
-def is_settled(bench: Bench) -> bool:
-    with transaction(bench.ctx.engine) as tx:
-        head = audit.head(tx)
-        return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
 
 def test_every_file_of_every_published_size_is_served_as_the_mirror_writes_it(served: Served, tmp_path: Path) -> None:

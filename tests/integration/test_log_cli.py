@@ -77,7 +77,7 @@ def office(postgres_server: str, template_database: str, tmp_path_factory: pytes
         with bench.sequencing():
             bench.run_all()
             waiting = bench.demand(4)
-            wait_until(lambda: is_settled(bench), 20, "the log is published")
+            wait_until(bench.is_published, 20, "the log is published")
         with transaction(house.engine) as tx:
             vkey = audit.known_keys(tx)[0].vkey
         yield Office(house, ended, waiting, vkey)
@@ -92,12 +92,6 @@ def documents(office: Office, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert office.run("requests", "receipt", str(office.ended), "-o", here / "receipt.json").returncode == 0
     return here
-
-
-def is_settled(bench: Bench) -> bool:
-    with transaction(bench.ctx.engine) as tx:
-        head = audit.head(tx)
-        return audit.waiting_since(tx) is None and head is not None and head.published is not None
 
 
 def test_a_certificate_and_the_proof_beside_it_are_accepted(office: Office, documents: Path) -> None:

@@ -28,13 +28,6 @@ from workers.lease import Lease
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """The same with the toy model registered."""
-    register(empty)
-    return empty
-
-
 def count(bench: Bench, table: type) -> int:
     with transaction(bench.ctx.engine) as tx:
         return tx.scalar(select(func.count()).select_from(table)) or 0
@@ -492,8 +485,7 @@ def test_a_retry_leaves_a_job_that_is_running_alone(bench: Bench) -> None:
     register(bench, "other")
     request_id = bench.demand(1)
     first, second = bench.plan()
-    with transaction(bench.ctx.engine) as tx:
-        planning.give_up(tx, tx.get_one(Job, first), now=bench.now(), reason="a drill")
+    bench.fail(first)
     with transaction(bench.ctx.engine) as tx:
         planning.retry(tx, request_id, now=bench.now(), settings=bench.ctx.settings)
         served = {row.id for row in requests.targets(tx, [request_id])}

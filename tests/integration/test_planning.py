@@ -25,13 +25,6 @@ pytestmark = pytest.mark.slow
 SOON = timedelta(days=30)
 
 
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """With the toy model of 400 people."""
-    register(empty)
-    return empty
-
-
 def test_a_burst_that_would_ruin_a_model_waits_for_people_and_the_model_stays(bench: Bench) -> None:
     people = Office(bench, hold_share=0.1, hold_least=20)
     before = bench.live()
@@ -328,8 +321,7 @@ def test_when_one_model_fails_and_is_refused_the_rest_is_certified(bench: Bench)
     request_id = people.demand(3)
     jobs_by_model = {bench.model_of(job_id): job_id for job_id in bench.plan()}
     erase.run(bench.ctx, jobs_by_model["toy"])
-    with transaction(bench.ctx.engine) as tx:
-        planning.give_up(tx, tx.get_one(Job, jobs_by_model["second"]), now=bench.now(), reason="a drill")
+    bench.fail(jobs_by_model["second"])
     assert people.status(request_id) == "needs_attention"
     with pytest.raises(Conflict, match="have forgotten the person"):
         people.refuse(request_id, models=["toy"])

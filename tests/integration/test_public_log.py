@@ -27,22 +27,10 @@ from workers import erase
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """An installation with the toy model and a running sequencer."""
-    register(empty)
-    return empty
-
-
 def settle(bench: Bench) -> None:
     """Wait until everything is published."""
 
-    def done() -> bool:
-        with transaction(bench.ctx.engine) as tx:
-            head = audit.head(tx)
-            return audit.waiting_since(tx) is None and head is not None and head.published is not None
-
-    wait_until(done, 20, "the log is published")
+    wait_until(bench.is_published, 20, "the log is published")
 
 
 def exported(bench: Bench, directory: Path) -> Path:

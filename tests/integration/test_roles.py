@@ -18,7 +18,7 @@ from app.storage.sessions import connect, transaction
 from app.storage.tables import AuditEntry, Table
 from tests.faults import wait_until
 from tests.house import Installation, installation
-from tests.pipeline import Bench
+from tests.pipeline import Bench, is_published
 from tests.services import administering, new_database
 from workers.context import Context
 from workers.scribe import Scribe
@@ -225,12 +225,7 @@ def test_a_whole_house_erases_and_publishes_under_the_two_roles(
         house.wait_for_api()
         assert house.wait_until_ended(house.demand(3))["status"] == "completed"
 
-        def is_published() -> bool:
-            with transaction(house.engine) as tx:
-                head = audit.head(tx)
-                return audit.waiting_since(tx) is None and head is not None and head.published is not None
-
-        wait_until(is_published, 20, "the log is published")
+        wait_until(lambda: is_published(house.engine), 20, "the log is published")
         with transaction(house.engine) as tx:
             vkey = audit.known_keys(tx)[0].vkey
             connected = set(

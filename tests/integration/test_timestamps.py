@@ -163,15 +163,10 @@ def bench(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, au
 def certify(bench: Bench, person: int) -> UUID:
     """A request that has ended and whose certificate the log has published."""
 
-    def is_published() -> bool:
-        with transaction(bench.ctx.engine) as tx:
-            head = audit.head(tx)
-            return audit.waiting_since(tx) is None and head is not None and head.published is not None
-
     request_id = bench.demand(person)
     with bench.sequencing():
         bench.run_all()
-        wait_until(is_published, 20, "the log is published")
+        wait_until(bench.is_published, 20, "the log is published")
     return request_id
 
 

@@ -10,12 +10,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from app import catalog, certificates, decisions, planning
+from app import catalog, certificates, decisions
 from app.domain.decisions import HOLDS_OF_DATA, ExtensionReason, HoldGround
 from app.errors import Conflict
 from app.storage import requests
 from app.storage.sessions import transaction
-from app.storage.tables import ErasureRequest, Job
+from app.storage.tables import ErasureRequest
 from tests.deciding import Office, check_log
 from tests.integration.test_decisions import begin
 from tests.pipeline import Bench, register
@@ -23,13 +23,6 @@ from workers import erase
 
 pytestmark = pytest.mark.slow
 SOON = timedelta(days=30)
-
-
-@pytest.fixture
-def bench(empty: Bench) -> Bench:
-    """With the toy model of 400 people."""
-    register(empty)
-    return empty
 
 
 def told(bench: Bench, request_id: UUID) -> dict[str, str | None]:
@@ -43,11 +36,6 @@ def certified(bench: Bench, request_id: UUID) -> dict[str, str]:
     return {asset["model"]: asset["result"] for asset in assets}
 
 
-def fail(bench: Bench, job_id: UUID) -> None:
-    with transaction(bench.ctx.engine) as tx:
-        planning.give_up(tx, tx.get_one(Job, job_id), now=bench.now(), reason="a drill")
-
-
 # Who was forgotten by somebody else's request
 
 
@@ -59,7 +47,7 @@ def test_who_waited_while_another_request_had_the_person_forgotten_is_told_so(be
         people.hold(older, until=bench.now() + SOON, ground=HoldGround.CLARIFICATION)
     if waits == "needs_attention":
         (job_id,) = bench.plan()
-        fail(bench, job_id)
+        bench.fail(job_id)
     if waits == "received":
         people.hold(older, until=bench.now() + SOON, ground=HoldGround.CLARIFICATION)
     younger = people.demand(3, reference="T-2")
@@ -252,7 +240,7 @@ def test_nothing_is_tried_again_past_a_hold(bench: Bench) -> None:
     people = Office(bench, hold_share=1.0)
     failed = people.demand(3, reference="T-1")
     (job_id,) = bench.plan()
-    fail(bench, job_id)
+    bench.fail(job_id)
     held = people.demand(3, reference="T-2")
     people.hold(held, until=bench.now() + SOON)
     with pytest.raises(Conflict, match=f"on hold by request {held}"):
@@ -335,7 +323,7 @@ def test_a_repetition_that_is_tried_again_says_nothing_of_models_registered_sinc
         catalog.roll_back(tx, "toy", to=1, now=bench.now(), settings=people.settings)
     (job_id,) = bench.plan()
     register(bench, "since", without=(3,))
-    fail(bench, job_id)
+    bench.fail(job_id)
     people.retry(request_id)
     bench.run_all()
     assert people.status(request_id) == "completed"
