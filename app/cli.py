@@ -18,6 +18,7 @@ from uuid import UUID
 import typer
 from expunge_verify import cli as verifier
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from sqlalchemy.orm import Session
 
@@ -30,6 +31,7 @@ from app import (
     keymaking,
     manifest_filter,
     notices,
+    people,
     queue,
     supervisor,
 )
@@ -40,10 +42,12 @@ from app.audit.sequencer import Sequencer, as_signed
 from app.domain import deadlines, periods
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Notice
 from app.domain.lifecycle import RequestStatus
+from app.domain.people import Role
 from app.errors import Conflict, ExpungeError, Invalid, NotFound
 from app.settings import Settings, load
 from app.storage import audit, keys, migrate, requests, roles, versions
 from app.storage import decisions as stored
+from app.storage import people as people_rows
 from app.storage.sessions import connect, transaction
 from app.storage.tables import ApiKey, ErasureRequest
 
@@ -53,11 +57,13 @@ erasures = typer.Typer(no_args_is_help=True, help="Look at erasure requests, mak
 log_commands = typer.Typer(no_args_is_help=True, help="The public log: export it, print its keys.")
 suppressed = typer.Typer(no_args_is_help=True, help="For training pipelines: who must not be trained on.")
 api_keys = typer.Typer(no_args_is_help=True, help="Make and revoke API keys.")
+dashboard_people = typer.Typer(no_args_is_help=True, help="Who signs in at the dashboard.")
 cli.add_typer(models, name="models")
 cli.add_typer(erasures, name="requests")
 cli.add_typer(api_keys, name="keys")
 cli.add_typer(log_commands, name="log")
 cli.add_typer(suppressed, name="suppressions")
+cli.add_typer(dashboard_people, name="people")
 console = Console()
 _errors = Console(stderr=True)
 
@@ -670,6 +676,52 @@ def revoke(key_id: UUID) -> None:
     with _tx() as (tx, _):
         keys.revoke(tx, key_id)
     console.print("revoked")
+
+
+@dashboard_people.command(name="add")
+def add_person(
+    login: Annotated[str, typer.Argument(help="An e-mail address, for instance.")],
+    name: Annotated[str, typer.Option(help="As it stands beside what they decide.")] = "",
+    role: Annotated[list[Role] | None, typer.Option(help="May be given several times.")] = None,
+    by_provider: Annotated[bool, typer.Option("--by-provider", help="They sign in by the identity provider.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Let somebody in, and print the code by which they set their password; it is shown once."""
+    with _tx() as (tx, _):
+        roles = role or [Role.VIEWER]
+        person, code = people.add(
+            tx, login=login, name=name or login, roles=roles, now=_now(), by=None, by_provider=by_provider
+        )
+    console.print(f"{person.login} may sign in as {', '.join(person.roles)}", highlight=False, markup=False)
+    if code:
+        console.print(f"code: {code}  (for /admin/set-up, good for three days)", highlight=False, soft_wrap=True)
+
+
+@dashboard_people.command(name="invite-again")
+def invite_person_again(login: str) -> None:
+    """Print a new code for somebody who lost password or second factor; both are gone."""
+    with _tx() as (tx, _):
+        code = people.invite_again(tx, people.named(tx, login).id, now=_now(), by=None)
+    console.print(f"code: {code}  (for /admin/set-up, good for three days)", highlight=False, soft_wrap=True)
+
+
+@dashboard_people.command(name="list")
+def list_people() -> None:
+    """Show who may sign in."""
+    table = Table("login", "name", "roles", "signs in by", "state")
+    with _tx() as (tx, _):
+        for person in people_rows.every(tx):
+            by = "provider" if person.by_provider else "password and code" if person.totp else "password"
+            state = "disabled" if person.disabled_at else "active" if person.password or by == "provider" else "invited"
+            table.add_row(escape(person.login), escape(person.name), ", ".join(person.roles), by, state)
+    console.print(table)
+
+
+@dashboard_people.command(name="disable")
+def disable_person(login: str) -> None:
+    """Keep somebody out from now on."""
+    with _tx() as (tx, _):
+        people.disable(tx, people.named(tx, login).id, now=_now(), by=None)
+    console.print("disabled; their sessions have ended")
 
 
 def _become(*command: str) -> None:

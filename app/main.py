@@ -33,6 +33,8 @@ from app.api.call_log import CallLog
 from app.api.context import Context
 from app.api.door import Door, Doorkeeper
 from app.api.group_commit import GroupCommit
+from app.dashboard import site
+from app.dashboard.frame import Frame
 from app.errors import Unavailable
 from app.metrics import House
 from app.settings import Settings, load
@@ -100,6 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         portals.router,
         health.router,
         metrics.router,
+        site.router,
     ):
         app.include_router(router)
     app.add_middleware(Shortcut, path=intake.router.prefix, endpoint=intake.create)
@@ -107,5 +110,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ReadBody)
     app.add_middleware(Door)  # who is refused here is not listened to
     app.add_middleware(dialects.Dialects)  # before the door: it is shown a portal's key, and its errors are translated
+    app.add_middleware(Frame)  # before the door: its refusals are pages, too
     app.add_middleware(CallLog)  # outermost: whatever becomes of a call is counted
     return app

@@ -150,6 +150,20 @@ class Settings(BaseSettings):
     oidc_keys_hours: float = Field(default=24.0, gt=0)
     """How long the provider's keys are trusted while it can't be reached."""
 
+    # The dashboard
+    second_factor: Literal["required", "optional"] = "required"
+    """Whether people with a password must set up a second factor (TOTP) before they see anything."""
+    session_idle_minutes: float = Field(default=60.0, gt=0)
+    """How long a browser may be left alone before its person has to sign in again."""
+    session_hours: float = Field(default=12.0, gt=0)
+    """How long a sign-in lasts at most."""
+    dashboard_url: str = ""
+    """Where people reach the dashboard, such as ``https://erasure.example``; the identity provider sends them there."""
+    oidc_sign_in_client: str = ""
+    """Our client id at the identity provider (``oidc_issuer``), by which people sign in; empty: by password only."""
+    oidc_sign_in_secret: SecretStr = SecretStr("")
+    """The secret that belongs to it."""
+
     # How often who may call, and from where
     limit_per_caller: Limit = "60000/minute"
     """Calls that one API key, or one subject of tokens, may make."""
@@ -248,6 +262,16 @@ class Settings(BaseSettings):
     def cooling_off(self) -> timedelta:
         """How long a request waits before work begins."""
         return timedelta(hours=self.cooling_off_hours)
+
+    @property
+    def session_idle(self) -> timedelta:
+        """How long a browser may be left alone."""
+        return timedelta(minutes=self.session_idle_minutes)
+
+    @property
+    def session_life(self) -> timedelta:
+        """How long a sign-in lasts at most."""
+        return timedelta(hours=self.session_hours)
 
     @property
     def lease(self) -> timedelta:

@@ -46,6 +46,7 @@ def settings_for(home: Path, database_url: str, redis_url: str = "", **changes: 
             "lease_seconds": 4.0,
             "pulse_seconds": 1.0,
             "hold_share": 1.0,
+            "second_factor": "optional",
             **changes,
         }
     )
@@ -210,6 +211,7 @@ def installation(
 
 def _environment(settings: Settings) -> dict[str, str]:
     fields = ("coalesce_seconds", "lease_seconds", "pulse_seconds", "max_attempts", "step_seconds", "batch_requests")
+    fields += ("second_factor", "session_idle_minutes", "session_hours", "dashboard_url")
     fields += ("hold_share", "hold_least", "approval_policy", "approvals_asked", "cooling_off_hours")
     ours = {f"EXPUNGE_{name.upper()}": str(getattr(settings, name)) for name in fields}
     ours["EXPUNGE_WEBHOOK_ALLOW"] = ",".join(map(str, settings.webhook_allow))

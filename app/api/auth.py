@@ -20,6 +20,11 @@ from app.storage.keys import Claim, Holder
 from app.storage.sessions import transaction
 
 
+def is_page(path: str) -> bool:
+    """Whether a path is the dashboard's."""
+    return path == PAGES or path.startswith(f"{PAGES}/")
+
+
 class Scope(StrEnum):
     """What a caller may do. Without a word for everybody's, it is with its own client's requests and endpoints."""
 
@@ -63,6 +68,13 @@ Declared = Annotated[object, Depends(_bearer)]
 """Says in the OpenAPI document what :func:`identify` reads."""
 CLAIM = "expunge.claim"
 """Where in the ASGI scope the door leaves a :class:`Claim`, or the error that the header is."""
+SESSION = "expunge.session"
+"""Where the door leaves the claim of a browser's session, for the dashboard's pages: never where a route of the API
+would take it for a key."""
+SESSION_COOKIE = "__Host-expunge"
+"""The prefix binds it to this host, TLS and the path ``/`` (RFC 6265bis 4.1.3)."""
+PAGES = "/admin"
+"""Below which the dashboard is served; nothing else is."""
 ASKED = "expunge.asked"
 """Where :func:`claimed` leaves word that a route wanted to know."""
 _KEY_PREFIX = "exk_"

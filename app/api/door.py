@@ -7,12 +7,14 @@ no database. Who a caller really is, is looked up by the route, in its own trans
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import transcend_token
@@ -92,7 +94,7 @@ class Doorkeeper:
 
     def note(self, status: int, address: str, scope: Scope) -> None:
         """Remember how a call ended: a claim is good only if a route asked for it and was content."""
-        claim = scope.get(auth.CLAIM)
+        claim = scope.get(auth.CLAIM) or scope.get(auth.SESSION)
         name = claim.name if isinstance(claim, Claim) else ""
         if status == 401:
             self.limits.failures.spend(address)
@@ -117,7 +119,7 @@ class Door:
         doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
         address = doorkeeper.peers.address_of(scope)
         answer = _answering(scope, send, doorkeeper, address)
-        claim = _claimed(scope, doorkeeper.provider)
+        claim = _seated(scope) if auth.is_page(scope["path"]) else _claimed(scope, doorkeeper.provider)
         seconds = doorkeeper.wait(scope["path"], address, claim, _transcends(scope))
         await (_too_often(seconds) if seconds else self.app)(scope, receive, answer)
 
@@ -134,6 +136,15 @@ def _claimed(scope: Scope, provider: Provider) -> Claim | None:
             scope[auth.CLAIM] = claim
             return claim
     return None
+
+
+def _seated(scope: Scope) -> Claim | None:
+    """The session that a browser shows."""
+    cookie = Request(scope).cookies.get(auth.SESSION_COOKIE)
+    if not cookie:
+        return None
+    claim = scope[auth.SESSION] = Claim(key_digest=hashlib.sha256(cookie.encode()).digest())
+    return claim
 
 
 def _transcends(scope: Scope) -> str:

@@ -54,7 +54,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ExpungeError, _expunge_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _surprise)
+    app.add_exception_handler(Exception, surprise)
 
 
 def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:  # Any: OpenAPI
@@ -177,7 +177,7 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def _surprise(request: Request, error: Exception) -> JSONResponse:
+def surprise(request: Request, error: Exception) -> JSONResponse:
     """A bug of ours: its class and place go to the log, its message, which may quote anything, nowhere."""
     route, call = request.scope.get("route"), request.scope.get(CALL, "?")
     about = {"kind": type(error).__name__, "place": place(error.__traceback__)}

@@ -96,6 +96,68 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
 
 
+class Person(Table):
+    """Somebody who signs in at the dashboard. What they do there, they do as a client of their own."""
+
+    __tablename__ = "people"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), unique=True)
+    """Under whose name their decisions and requests stand; it has no key."""
+    login: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    roles: Mapped[list[str]]
+    """Each a :class:`app.domain.people.Role`."""
+    password: Mapped[str | None]
+    """As argon2id writes it; none: not set up, or known by the identity provider."""
+    totp: Mapped[bytes | None]
+    """The second factor's secret, sealed under the wrapping key; none: not set up."""
+    totp_step: Mapped[int | None] = mapped_column(BigInteger)
+    """The last 30 seconds whose code was used: none is good twice."""
+    oidc_subject: Mapped[str | None] = mapped_column(unique=True)
+    """By which the identity provider knows them, since their first sign-in by it."""
+    by_provider: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether they sign in by the identity provider, and have no password."""
+    setup_digest: Mapped[bytes | None]
+    """SHA-256 of the code by which a password may be set, once."""
+    setup_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+    disabled_at: Mapped[datetime | None]
+
+
+class BrowserSession(Table):
+    """A browser in which somebody has signed in; only the SHA-256 of its cookie is here."""
+
+    __tablename__ = "browser_sessions"
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("people.id"), index=True)
+    created_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    """To the minute."""
+
+
+class SignInFailure(Table):
+    """How often a login failed lately, whether it is anybody's or not; gone a day after the last time."""
+
+    __tablename__ = "sign_in_failures"
+    login_digest: Mapped[bytes] = mapped_column(primary_key=True)
+    """Keyed hash: people put passwords into such fields."""
+    failures: Mapped[int]
+    failed_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class InternalEntry(Table):
+    """What people did at the dashboard that only they should know of: look-ups, exports, rights; append-only."""
+
+    __tablename__ = "internal_log"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime]
+    person_id: Mapped[UUID | None] = mapped_column(ForeignKey("people.id"))
+    """None: somebody at the command line, or who is nobody."""
+    what: Mapped[str]
+    request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  # Any: JSON; never a user id
+
+
 class KeyCheck(Table):
     """Fingerprints of the secrets that this database was begun with: another key would find nobody and say so."""
 
