@@ -21,6 +21,12 @@ demo: .venv/.done ## Forget real people end to end: services, model, requests, c
 test: .venv/.done ## Run the whole suite against real services that it starts itself
 	$(BIN)/pytest -n 2 --dist loadfile
 
+test-browser: .venv/.done ## Walk the dashboard with a real browser (part of make test; skipped without Chromium)
+	$(BIN)/pytest tests/browser -n 2 --dist loadfile
+
+screenshots: .venv/.done ## Take pictures of every page of the dashboard into docs/dashboard/
+	$(BIN)/python -m tests.browser.screenshots
+
 check: .venv/.done ## Format, lint, types, import contracts, fast tests (under 60 s)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,4 +50,4 @@ bench-%: .venv/.done ## Run benchmarks/NAME.py, write benchmarks/results/NAME.js
 clean: ## Remove the environment and local state
 	rm -rf .venv .expunge .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help install demo test check format openapi clean
+.PHONY: help install demo test test-browser screenshots check format openapi clean
