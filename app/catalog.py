@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.storage import jobs, moves, requests, samples, versions
 from app.storage.tables import ErasureRequest, Model, ModelVersion
 
+_CERTIFYING = "certificates for the live version are being written; try again in a moment"
 _UNDONE = "the model was rolled back; the deletion is made again"
 
 
@@ -79,24 +80,37 @@ def register(
     return version, loaded
 
 
-def roll_back(tx: Session, name: str, *, to: int, now: datetime, settings: Settings) -> tuple[ModelVersion, int]:
+def roll_back(
+    tx: Session, name: str, *, to: int, now: datetime, settings: Settings, seen: int | None = None
+) -> tuple[ModelVersion, int]:
     """Make an earlier version's weights live again and queue every deletion that this undoes.
+
+    Args:
+        tx: The transaction.
+        name: The model.
+        to: The version whose weights are to be live.
+        now: The clock.
+        settings: For the new deadlines.
+        seen: The live version that whoever asks looked at; another one is a reason to look again.
 
     Returns:
         The new version, and how many requests were queued again.
 
     Raises:
         NotFound: No such model or version.
-        Conflict: It is live already, or certificates for the live version are being written right now.
+        Conflict: As :func:`why_not` says, or another version than the one ``seen`` is live.
     """
     hold_ledger(tx, exclusive=False)
     model = versions.hold(tx, versions.model(tx, name).id)
     target = versions.numbered(tx, model.id, to)
-    if model.current_version_id is None or model.current_version_id == target.id:
-        raise Conflict(f"version {to} is live already")
-    _refuse_while_certifying(tx, model)
-    if target.recipe != versions.version(tx, model.current_version_id).recipe:
-        raise Conflict(f"version {to} has another recipe ({target.recipe}); register its weights again with it")
+    refused = why_not(tx, model, target)
+    if refused is not None or model.current_version_id is None:
+        raise Conflict(refused or f"{name} has no live version")
+    live = versions.version(tx, model.current_version_id).number
+    if seen not in {None, live}:
+        raise Conflict(
+            f"version {live} was published meanwhile, and you saw version {seen}: look again at what it undoes"
+        )
     made = ModelVersion(
         model_id=model.id,
         weights=target.weights,
@@ -112,9 +126,20 @@ def roll_back(tx: Session, name: str, *, to: int, now: datetime, settings: Setti
     return version, _queue_undone(tx, model, version, now=now, settings=settings)
 
 
+def why_not(tx: Session, model: Model, target: ModelVersion) -> str | None:
+    """Why the model can't be rolled back to a version of its own right now; none: it can."""
+    if model.current_version_id is None or model.current_version_id == target.id:
+        return f"version {target.number} is live already"
+    if jobs.being_certified(tx, model.id):
+        return _CERTIFYING
+    if target.recipe != versions.version(tx, model.current_version_id).recipe:
+        return f"version {target.number} has another recipe ({target.recipe}); register its weights again with it"
+    return None
+
+
 def _refuse_while_certifying(tx: Session, model: Model) -> None:
     if jobs.being_certified(tx, model.id):
-        raise Conflict("certificates for the live version are being written; try again in a moment")
+        raise Conflict(_CERTIFYING)
 
 
 def _new(tx: Session, registration: Registration) -> Model:

@@ -142,6 +142,10 @@ def _tokens(settings: Settings) -> Finding:
     """Whether tokens of the identity provider can be read; it is not asked from here."""
     if not (settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks):
         return Finding("tokens", True, "not used: only API keys are accepted")
+    if settings.oidc_sign_in_client and settings.oidc_issuer and not settings.oidc_audience:
+        return Finding(
+            "tokens", True, "not accepted: without EXPUNGE_OIDC_AUDIENCE people sign in, programs use API keys"
+        )
     if not (settings.oidc_issuer and settings.oidc_audience):
         return Finding("tokens", False, "set both EXPUNGE_OIDC_ISSUER and EXPUNGE_OIDC_AUDIENCE, or neither")
     try:

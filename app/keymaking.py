@@ -30,7 +30,12 @@ def create(
 
     Returns:
         Its row, and the key itself, which is stored nowhere.
+
+    Raises:
+        Conflict: The client is a person of the dashboard.
     """
+    if client_id is not None:
+        _need_no_person(tx, client_id)
     secret = identifiers.new_api_key(secrets.token_bytes(32))
     row = ApiKey(
         client_id=client_id or keys.add_client(tx, name=name).id,
@@ -53,7 +58,7 @@ def rotate(
 
     Raises:
         NotFound: There is no such key.
-        Conflict: It is revoked or has expired, so there is nothing to take over.
+        Conflict: It is revoked or has expired, so there is nothing to take over; or it is a person's.
     """
     old = keys.locked(tx, key_id)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
@@ -76,10 +81,12 @@ def describe_client(
     """Register a client, or change what is given about one that is there.
 
     Raises:
-        Conflict: Another client has this subject, or several have this name.
+        Conflict: Another client has this subject, several have this name, or it is a person of the dashboard.
         Invalid: The subject is none that a token could name.
     """
     client = keys.maybe_client(tx, name) or keys.add_client(tx, name=name)
+    if oidc_subject or token_scopes:
+        _need_no_person(tx, client.id)
     if oidc_subject is not None:
         _need_free(tx, client, oidc_subject)
         client.oidc_subject = oidc_subject or None
@@ -87,6 +94,28 @@ def describe_client(
         client.token_scopes = list(token_scopes)
     if daily_erasures is not None:
         client.daily_erasures = daily_erasures
+    return client
+
+
+def change_client(
+    tx: Session, client_id: UUID, *, oidc_subject: str, token_scopes: Sequence[str], daily_erasures: int | None
+) -> Client:
+    """Let everything that is given about a client be so from now on.
+
+    Args:
+        tx: The transaction.
+        client_id: Whose.
+        oidc_subject: The subject of its tokens; empty: it has none.
+        token_scopes: What those may have at most.
+        daily_erasures: Requests it may make in a day; none: as many as the setting says.
+
+    Raises:
+        NotFound: There is no such client.
+        Conflict, Invalid: As for :func:`describe_client`.
+    """
+    client = client_of(tx, str(client_id))
+    describe_client(tx, str(client_id), oidc_subject=oidc_subject, token_scopes=token_scopes)
+    client.daily_erasures = daily_erasures
     return client
 
 
@@ -109,9 +138,15 @@ def operator(tx: Session) -> UUID:
     return (known or keys.add_client(tx, name=_OPERATOR)).id
 
 
+def _need_no_person(tx: Session, client_id: UUID) -> None:
+    """A key or token of a person's client would decide in that person's name, without their password and factor."""
+    if keys.is_person(tx, client_id):
+        raise Conflict("this client is a person of the dashboard, who has no key; make a client of its own")
+
+
 def _need_free(tx: Session, client: Client, subject: str) -> None:
     if subject and not (subject.isprintable() and len(subject) <= identifiers.MAX_SUBJECT_CHARACTERS):
-        raise Invalid("--oidc-subject", f"a subject has at most {identifiers.MAX_SUBJECT_CHARACTERS} characters")
+        raise Invalid("oidc_subject", f"a subject has at most {identifiers.MAX_SUBJECT_CHARACTERS} characters")
     holder = keys.client_of_subject(tx, subject)
     if holder is not None and holder.id != client.id:
         raise Conflict(f"the client {holder.id} has this subject already")

@@ -51,6 +51,27 @@ _OWN_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": F
 """FastAPI's own would tell paths, bodies and messages; app/api/call_log.py tells routes and numbers."""
 
 
+_NOUNS = (
+    *(
+        intake,
+        bulk,
+        exports,
+        requests,
+        decisions,
+        models,
+        webhooks,
+        log,
+        suppressions,
+        opendsr,
+        portals,
+        health,
+        metrics,
+    ),
+    site,
+)
+"""Whose routes there are, in the order in which they are tried."""
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application; without ``settings`` they come from the environment when it starts."""
 
@@ -88,23 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # to a host that the caller names, and its key would be sent again
         telemetry=_OWN_TELEMETRY,
     )
-    for router in (
-        intake.router,
-        bulk.router,
-        exports.router,
-        requests.router,
-        decisions.router,
-        models.router,
-        webhooks.router,
-        log.router,
-        suppressions.router,
-        opendsr.router,
-        portals.router,
-        health.router,
-        metrics.router,
-        site.router,
-    ):
-        app.include_router(router)
+    for noun in _NOUNS:
+        app.include_router(noun.router)
     app.add_middleware(Shortcut, path=intake.router.prefix, endpoint=intake.create)
     problems.install(app)
     app.add_middleware(ReadBody)

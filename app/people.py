@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app import keyring, passwords
 from app.domain.people import Role, check_name, check_password, normal_login
-from app.errors import Conflict, ExpungeError, Invalid, NotFound, TooMany, Unauthenticated
+from app.errors import Conflict, ExpungeError, Forbidden, Invalid, NotFound, TooMany, Unauthenticated
 from app.settings import Settings
 from app.storage import keys, people
 from app.storage.tables import Person
@@ -96,7 +96,9 @@ def invite_again(tx: Session, person_id: UUID, *, now: datetime, by: UUID | None
     Raises:
         NotFound: There is no such person.
         Conflict: They sign in by the identity provider.
+        Forbidden: It is oneself; whoever sits at a browser left open would get a password of their own so.
     """
+    _need_another(person_id, by)
     person = people.locked(tx, person_id)
     if person.by_provider:
         raise Conflict("this person signs in by the identity provider and has no password here")
@@ -157,6 +159,32 @@ def sign_in(
     return SignedIn(person, begin_session(tx, person, now=now, settings=settings))
 
 
+def sign_in_by_provider(
+    tx: Session, *, subject: str, email: str | None, now: datetime, settings: Settings
+) -> SignedIn | ExpungeError:
+    """Let somebody in whom the identity provider vouches for, if an admin said that they come by it.
+
+    Args:
+        tx: The transaction.
+        subject: As the provider knows them, for ever.
+        email: An address of theirs that the provider has checked; who comes for the first time is found by it.
+        now: The clock.
+        settings: How long sessions last.
+
+    Returns:
+        A new session, or why there is none: failures are written down, so this can't be an error that takes them back.
+    """
+    person = people.by_subject(tx, subject) or _expected(tx, email)
+    if person is None or not _comes_as(person, subject):
+        said = {"by": "identity provider"}
+        people.enter(tx, "sign_in.failed", at=now, person_id=person.id if person else None, detail=said)
+        return Forbidden("the identity provider knows you, but nobody here has let you in; an admin does that")
+    if person.oidc_subject is None:
+        person.oidc_subject = subject
+        people.enter(tx, "provider_account.bound", at=now, person_id=person.id)
+    return SignedIn(person, begin_session(tx, person, now=now, settings=settings))
+
+
 def begin_session(tx: Session, person: Person, *, now: datetime, settings: Settings) -> str:
     """A new session, whatever the browser showed before; returns what it shows from now on."""
     cookie = secrets.token_urlsafe(32)
@@ -211,11 +239,13 @@ def give_roles(tx: Session, person_id: UUID, *, roles: Collection[Role], now: da
         NotFound: There is no such person.
         Invalid: There is no role.
         Conflict: Nobody would be left who can let people in.
+        Forbidden: It is oneself; who gives themselves a role is nobody's check.
     """
     if not roles:
         raise Invalid("roles", "choose at least one role; to keep somebody out, disable them")
     if Role.ADMIN not in roles:
         _need_another_admin(tx, person_id)
+    _need_another(person_id, by)
     person = people.locked(tx, person_id)
     before, person.roles = person.roles, [role for role in Role if role in roles]
     said = {"person": str(person.id), "before": list(before), "roles": list(person.roles)}
@@ -229,8 +259,10 @@ def disable(tx: Session, person_id: UUID, *, now: datetime, by: UUID | None) -> 
     Raises:
         NotFound: There is no such person.
         Conflict: Nobody would be left who can let people in.
+        Forbidden: It is oneself.
     """
     _need_another_admin(tx, person_id)
+    _need_another(person_id, by)
     person = people.locked(tx, person_id)
     person.disabled_at = person.disabled_at or now
     people.close_sessions(tx, person.id)
@@ -250,6 +282,55 @@ def enable(tx: Session, person_id: UUID, *, now: datetime, by: UUID | None) -> P
     return person
 
 
+def end_sessions(tx: Session, person_id: UUID, *, now: datetime, by: UUID | None) -> int:
+    """End every session of somebody, who may sign in again; returns how many there were.
+
+    Raises:
+        NotFound: There is no such person.
+    """
+    person = people.locked(tx, person_id)
+    ended = people.close_sessions(tx, person.id)
+    said = {"person": str(person.id), "sessions": ended}
+    people.enter(tx, "person.sessions_ended", at=now, person_id=by, detail=said)
+    return ended
+
+
+def end_other_sessions(tx: Session, cookie: str, *, person: Person, now: datetime) -> int:
+    """End one's own sessions in all other browsers; returns how many there were."""
+    ended = people.close_other_sessions(tx, person.id, but=digest_of(cookie))
+    people.enter(tx, "other_sessions.ended", at=now, person_id=person.id, detail={"sessions": ended})
+    return ended
+
+
+def change_password(
+    tx: Session, person: Person, *, old: str, new: str, cookie: str, now: datetime, settings: Settings
+) -> ExpungeError | None:
+    """Set another password, and end the sessions in all other browsers.
+
+    Returns:
+        None, or why not: a wrong guess is counted as at the sign-in, so this can't be an error that takes it back.
+
+    Raises:
+        Invalid: The new password breaks a rule.
+        Conflict: They sign in by the identity provider.
+        TooMany: This login failed too often just now.
+    """
+    if person.by_provider:
+        raise Conflict("you sign in by the identity provider and have no password here")
+    check_password(new, login=person.login)
+    about = _begin(tx, person.login, now=now, settings=settings)
+    person = people.locked(tx, person.id)
+    if not passwords.fits(person.password, old[:1024]):
+        people.note_failure(tx, about, now=now)
+        people.enter(tx, "password.refused", at=now, person_id=person.id)
+        return Invalid("old", "the old password is wrong")
+    people.forget_failures(tx, about)
+    person.password = passwords.hashed(new)
+    people.close_other_sessions(tx, person.id, but=digest_of(cookie))
+    people.enter(tx, "password.changed", at=now, person_id=person.id)
+    return None
+
+
 def digest_of(cookie: str) -> bytes:
     """Under which a session is stored: 256 random bits need no slow hash."""
     return hashlib.sha256(cookie.encode()).digest()
@@ -264,6 +345,13 @@ def _need_another_admin(tx: Session, person_id: UUID) -> None:
     admins = people.with_role(tx, Role.ADMIN)
     if list(admins) == [person_id]:
         raise Conflict("this is the last admin: nobody would be left who can let people in")
+
+
+def _need_another(person_id: UUID, by: UUID | None) -> None:
+    if person_id == by:
+        raise Forbidden(
+            "nobody changes their own standing: another admin does it for you, and both names are written down"
+        )
 
 
 def _begin(tx: Session, login: str, *, now: datetime, settings: Settings) -> bytes:
@@ -281,6 +369,21 @@ def _wait(failures: int, failed_at: datetime) -> datetime:
     """Until when nobody is heard: 2, 4, 8 … seconds after the last failure, beginning with the third."""
     beyond = failures - _FREE_GUESSES + 1
     return failed_at + (min(timedelta(seconds=2 ** min(beyond, 10)), _LONGEST_WAIT) if beyond > 0 else timedelta(0))
+
+
+def _expected(tx: Session, email: str | None) -> Person | None:
+    """Whose login an address is. Case is folded in ASCII alone: beyond it two people's addresses may fold into one."""
+    if email is None:
+        return None
+    try:
+        return people.by_login(tx, normal_login(email) if email.isascii() else email)
+    except Invalid:
+        return None
+
+
+def _comes_as(person: Person, subject: str) -> bool:
+    """Never who has a password: an account at the provider that has their address could take their place."""
+    return person.by_provider and person.disabled_at is None and person.oidc_subject in {None, subject}
 
 
 def _shows(person: Person, code: str, now: datetime, settings: Settings) -> bool:

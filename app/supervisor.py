@@ -32,7 +32,7 @@ _CONCURRENCY = {UNLEARN: 1, IO: 16}  # webhooks wait for others most of the time
 _KEYS = ("index_key", "wrapping_key", "signing_key")
 _ALL_KEYS = (*_KEYS, "log_key")
 _LISTS = ("webhook_allow", "trusted_proxies", "oidc_algorithms")
-_SECRETS = ("transcend_api_key", "transcend_sombra_key")
+_SECRETS = ("transcend_api_key", "transcend_sombra_key", "oidc_sign_in_secret")
 _SPECIAL = {*_ALL_KEYS, *_LISTS, *_SECRETS, "database_url", "redis_url"}
 _START_SECONDS = 60
 _STOP_SECONDS = 20
@@ -67,7 +67,7 @@ def up(settings: Settings, *, port: int, workers: int) -> None:
     logs.configure(settings.log_level)
     with running(settings, port=port, workers=workers) as house:
         _await_listener(port)
-        print(f"Expunge listens on http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+        print(f"Expunge listens on http://127.0.0.1:{port}, its dashboard on /admin  (Ctrl-C ends it)", flush=True)
         house.watch()
 
 

@@ -127,9 +127,11 @@ def switch_on(tx: Session, endpoint: WebhookEndpoint, *, now: datetime) -> int:
     return webhooks.enable(tx, endpoint, since=now - _RESUMED_SINCE, limit=MOST_REPLAYED, at=now)
 
 
-def switch_off(tx: Session, endpoint: WebhookEndpoint, *, now: datetime) -> None:
-    """Send nothing to an endpoint until its owner switches it on."""
-    webhooks.disable(tx, endpoint.id, because="switched off by its owner", at=now)
+def switch_off(
+    tx: Session, endpoint: WebhookEndpoint, *, now: datetime, because: str = "switched off by its owner"
+) -> None:
+    """Send nothing to an endpoint until somebody switches it on."""
+    webhooks.disable(tx, endpoint.id, because=because, at=now)
     tx.refresh(endpoint)
 
 

@@ -25,7 +25,7 @@ t AS (SELECT n, CASE WHEN r < 0.8 THEN came ELSE now() - random() * interval '33
   FROM s)
 INSERT INTO erasure_requests (id, ref, status, client_id, reference, received_at, deadline, closed_at, identity_level,
   subject_key, suppression_key, sealed_user_id)
-SELECT gen_random_uuid(), md5(n::text), status, c.ids[1 + n % array_length(c.ids, 1)], 'DSR-' || n, came,
+SELECT gen_random_uuid(), md5(random()::text || n), status, c.ids[1 + n % array_length(c.ids, 1)], 'DSR-' || n, came,
   came + interval '30 days', CASE WHEN ended THEN came + random() * interval '28 days' END, 'low',
   CASE WHEN NOT ended THEN gen_random_uuid() END, CASE WHEN NOT ended THEN sha256(n::text::bytea) END,
   CASE WHEN NOT ended THEN sha256(n::text::bytea) END

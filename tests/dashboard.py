@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import unescape
+from http.cookies import SimpleCookie
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -57,6 +58,31 @@ def enter(house: Installation, *roles: Role, name: str | None = None, login: str
         verify=False,
     )
     return Guest(person.id, person.client_id, person.name, cookie, http)
+
+
+class Browser:
+    """Somebody's browser before they sign in: it keeps the cookies that it is given, and follows nothing by itself."""
+
+    def __init__(self, house: Installation) -> None:
+        self.cookies: dict[str, str] = {}
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{house.port}", timeout=30, verify=False)
+
+    def get(self, path: str = "/admin", **headers: str) -> httpx.Response:
+        return self._call("GET", path, headers)
+
+    def post(self, path: str, **form: str) -> httpx.Response:
+        """Press a button on a page of ours."""
+        return self._call("POST", path, {"Sec-Fetch-Site": "same-origin"}, data=form)
+
+    def _call(self, method: str, path: str, headers: dict[str, str], **more: Any) -> httpx.Response:
+        shown = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        answer = self.http.request(method, path, headers={**headers, "Cookie": shown}, **more)
+        for line in answer.headers.get_list("set-cookie"):
+            for name, morsel in SimpleCookie(line).items():
+                self.cookies[name] = morsel.value
+                if morsel["max-age"] == "0":
+                    del self.cookies[name]
+        return answer
 
 
 def text_of(page: httpx.Response) -> str:

@@ -26,15 +26,20 @@ PAGES: dict[str, str] = {
     "request-on-hold": "/requests/{on_hold}",
     "request-awaiting-identity": "/requests/{awaiting_identity}",
     "certificate": "/requests/{completed}/certificate",
+    "certificate-checked": "/requests/{completed}/certificate/verify",
     "notice": "/requests/{completed}/notices/completion",
     "models": "/models",
     "model": "/models/{model}",
+    "estimate": "/models/{model}/estimate",
     "version": "/models/{model}/versions/{version}",
     "rollback": "/models/{model}/versions/1/roll-back",
     "webhooks": "/webhooks",
     "webhook": "/webhooks/{endpoint}",
     "webhook-new": "/webhooks/new",
+    "delivery": "/webhooks/deliveries/{delivery}",
     "keys": "/keys",
+    "key-new": "/keys/new",
+    "client": "/keys/clients/{client}",
     "log": "/log",
     "log-entry": "/log/entries/0",
     "log-internal": "/log/internal",
@@ -45,7 +50,21 @@ PAGES: dict[str, str] = {
     "second-factor": "/second-factor",
 }
 """What somebody with every role sees, by the names of their pictures."""
-NO_PAGES: frozenset[str] = frozenset({"/admin/static/{name}"})
+NO_PAGES: frozenset[str] = frozenset(
+    {
+        "/admin/static/{name}",
+        "/admin/requests.csv",
+        "/admin/requests/{request_id}/progress",
+        "/admin/requests/{request_id}/certificate.json",
+        "/admin/requests/{request_id}/certificate.tlog-proof",
+        "/admin/requests/{request_id}/certificate.tsr",
+        "/admin/requests/{request_id}/certificate.html",
+        "/admin/requests/{request_id}/receipt",
+        "/admin/models/{name}/jobs",
+        "/admin/sign-in/provider",
+        "/admin/sign-in/provider/callback",
+    }
+)
 """Routes that answer with a file, or with a part of a page."""
 _IDS = """
 SELECT status AS name, max(id::text) AS id FROM erasure_requests
@@ -54,6 +73,8 @@ GROUP BY status
 UNION ALL SELECT 'model', min(name) FROM models
 UNION ALL SELECT 'version', max(number)::text FROM model_versions
 UNION ALL SELECT 'endpoint', max(id::text) FROM webhook_endpoints
+UNION ALL SELECT 'delivery', max(id::text) FROM webhook_deliveries
+UNION ALL SELECT 'client', max(id::text) FROM clients WHERE id NOT IN (SELECT client_id FROM people)
 """
 
 

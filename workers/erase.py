@@ -77,6 +77,7 @@ def advance(ctx: Context, lease: Lease) -> bool:
     if step is None:
         return False
     name, begun = step.__name__, time.monotonic()
+    lease.progress = None  # that was the last step's
     log.info("step", job=str(job.id), step=name, fence=lease.fence)
     with tracing.span(name, job=str(job.id), step=name, fence=lease.fence):
         settle = step(ctx, lease, job)

@@ -58,7 +58,8 @@ class Doorkeeper:
     @asynccontextmanager
     async def on_duty(self) -> AsyncIterator[None]:
         """Keep limits and keys up to date for the time of a block."""
-        tasks = [asyncio.create_task(work) for work in (self.limits.make_rounds(), self.provider.keep_keys())]
+        rounds = (self.limits.make_rounds(), self.provider.keep_keys(), self.provider.keep_places())
+        tasks = [asyncio.create_task(work) for work in rounds]
         try:
             yield
         finally:

@@ -8,13 +8,13 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from anyio import CancelScope
@@ -22,6 +22,7 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
 from app.api.auth import Reader
@@ -33,6 +34,7 @@ from app.domain.lifecycle import RequestStatus
 from app.errors import Unavailable
 from app.storage import requests
 from app.storage.sessions import snapshot
+from app.storage.tables import ErasureRequest
 
 router = APIRouter(prefix="/v1/erasure-requests", tags=["erasure requests"])
 _PAGE = 500
@@ -51,13 +53,24 @@ _FILES: dict[int | str, dict[str, Any]] = {  # Any: OpenAPI
 }
 
 
+class Selection(Protocol):
+    """Which requests are written, and in which order."""
+
+    def page(self, tx: Session, last: ErasureRequest | None, *, limit: int) -> Sequence[ErasureRequest]:
+        """Requests behind the last one written, or from the beginning."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which requests."""
+    """Which requests, in order of arrival."""
 
     seen_by: UUID | None
     status: RequestStatus | None
     reference: str | None
+
+    def page(self, tx: Session, last: ErasureRequest | None, *, limit: int) -> Sequence[ErasureRequest]:
+        """Requests behind the last one written, or from the beginning."""
+        return requests.page(tx, after=last.sequence if last else 0, limit=limit, **asdict(self))
 
 
 class Format(StrEnum):
@@ -77,16 +90,36 @@ def export(
     reference: Reference = None,
 ) -> StreamingResponse:
     """Download all requests that you see, in order of arrival, as they stood at one moment."""
+    take_place()
+    wanted = Wanted(seen_by=caller.sees, status=status, reference=reference)
+    return download(context.engine, now, wanted, client_id=caller.client_id, written=format)
+
+
+def take_place() -> None:
+    """Be one of the few exports that run at once; :func:`download` gives the place back.
+
+    Raises:
+        Unavailable: There is no place.
+    """
     if not _AT_ONCE.acquire(blocking=False):
         raise Unavailable("other exports are running; try again when they are done")
-    wanted = Wanted(seen_by=caller.sees, status=status, reference=reference)
-    pages = _counted(_pages(context.engine, now, wanted), caller.client_id)
+
+
+def download(
+    engine: Engine, now: datetime, wanted: Selection, *, client_id: UUID, written: Format
+) -> StreamingResponse:
+    """Stream requests, as they stood at one moment, in the place that :func:`take_place` took.
+
+    Raises:
+        Unavailable: Two of this client's are running, or PostgreSQL can't be reached.
+    """
+    pages = _counted(_pages(engine, now, wanted), client_id)
     first = next(pages)  # begun, it gives back what it holds however it ends; and if PostgreSQL is away, we can say so
-    line = _csv if format is Format.CSV else _ndjson
-    head = _row(_COLUMNS) if format is Format.CSV else ""
+    line = _csv if written is Format.CSV else _ndjson
+    head = _row(_COLUMNS) if written is Format.CSV else ""
     lines = ("".join(map(line, page)) for page in chain([first], pages))
-    kind = "text/csv; charset=utf-8; header=present" if format is Format.CSV else "application/x-ndjson"
-    named = {"Content-Disposition": f'attachment; filename="erasure-requests.{format}"'}
+    kind = "text/csv; charset=utf-8; header=present" if written is Format.CSV else "application/x-ndjson"
+    named = {"Content-Disposition": f'attachment; filename="erasure-requests.{written}"'}
     return _Export(pages, chain([head], lines), media_type=kind, headers=named)
 
 
@@ -134,16 +167,16 @@ def _place_of(client_id: UUID) -> Iterator[None]:
             _RUNNING[client_id] -= 1
 
 
-def _pages(engine: Engine, now: datetime, wanted: Wanted) -> Iterator[list[ErasureRequestOut]]:
+def _pages(engine: Engine, now: datetime, wanted: Selection) -> Iterator[list[ErasureRequestOut]]:
     """All of it, a page in memory at a time; at least one page, if an empty one."""
     try:
         with snapshot(engine) as tx:
-            after, more = 0, True
+            last, more = None, True
             while more:
-                page = requests.page(tx, after=after, limit=_PAGE, **asdict(wanted))
+                page = wanted.page(tx, last, limit=_PAGE)
                 yield shown(tx, page, now)
                 more = len(page) == _PAGE
-                after = page[-1].sequence if page else after
+                last = page[-1] if page else last
                 tx.expunge_all()  # else the session would keep every row
     finally:
         _AT_ONCE.release()

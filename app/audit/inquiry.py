@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -23,7 +24,9 @@ class Answer:
     body: bytes
 
 
-async def ask(url: str, question: bytes, *, kind: str, seconds: float) -> Answer:
+async def ask(
+    url: str, question: bytes, *, kind: str, seconds: float, headers: Mapping[str, str] | None = None
+) -> Answer:
     """POST a question, and read an answer of at most 64 KiB.
 
     Args:
@@ -31,11 +34,12 @@ async def ask(url: str, question: bytes, *, kind: str, seconds: float) -> Answer
         question: The body.
         kind: Its media type.
         seconds: For all of it. A limit for each read would let a server that sends a byte at a time hold us for days.
+        headers: Others that it asks for.
 
     Raises:
         Unavailable: There is no answer, it is too long, or it comes too late.
     """
-    return await _asked("POST", url, question, {"Content-Type": kind}, seconds)
+    return await _asked("POST", url, question, {**(headers or {}), "Content-Type": kind}, seconds)
 
 
 async def read(url: str, *, seconds: float) -> Answer:

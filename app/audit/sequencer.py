@@ -70,7 +70,15 @@ class Sequencer:
         Raises:
             Misconfigured: The log's key is missing or no key.
         """
-        signers = [Signer(settings.log_origin, seed) for seed in settings.log_keys()]
+        return cls._made(settings, [Signer(settings.log_origin, seed) for seed in settings.log_keys()], cosign)
+
+    @classmethod
+    def onlooker(cls, settings: Settings) -> Sequencer:
+        """One that can sign nothing, for a process that only looks."""
+        return cls._made(settings, (), as_signed)
+
+    @classmethod
+    def _made(cls, settings: Settings, signers: Sequence[Signer], cosign: Cosign) -> Sequencer:
         return cls(
             Pen(settings.log_origin, settings.zone, settings.key("wrapping_key")),
             signers,
@@ -105,11 +113,19 @@ class Sequencer:
             LogStopped: They disagree, or an entry makes no leaf.
         """
         with transaction(engine) as tx:
-            self._check(tx)
-            self._patrol(tx)
-            writer = Writer(self.pen)
-            for row in audit.pending(tx, limit=BATCH):
-                _written(writer, row)
+            self.examine(tx, limit=BATCH)
+
+    def examine(self, tx: Session, *, limit: int) -> None:
+        """As :meth:`check`, in the caller's transaction and of ``limit`` waiting entries; signs nothing, needs no key.
+
+        Raises:
+            LogStopped: As there.
+        """
+        self._check(tx)
+        self._patrol(tx)
+        writer = Writer(self.pen)
+        for row in audit.pending(tx, limit=limit):
+            _written(writer, row)
 
     def complaints(self, engine: Engine) -> list[str]:
         """What is wrong beside the log, which itself is fine: what its journal and its files lack.

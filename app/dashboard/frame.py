@@ -7,7 +7,7 @@ policy allows no inline script or style, so a name that were ever rendered as ma
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -69,14 +69,16 @@ def is_same_origin(request: Request) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    origin = urlsplit(request.headers.get("origin", ""))
-    return bool(origin.netloc) and origin.netloc == _our_host(request)
+    return request.headers.get("origin", "").lower() in _our_origins(request)
 
 
-def _our_host(request: Request) -> str:
-    """The host that browsers know us by: as the operator says, else as the call itself does."""
+def _our_origins(request: Request) -> Collection[str]:
+    """The origins that browsers may know us by: as the operator says, else as the call itself does."""
     stated: str = request.app.state.context.settings.dashboard_url
-    return urlsplit(stated).netloc or request.headers.get("host", "")
+    if stated:
+        return {stated.removesuffix("/").lower()}
+    host = request.headers.get("host", "").lower()
+    return {f"https://{host}", f"http://{host}"} if host else ()
 
 
 class _Answer:
@@ -104,7 +106,14 @@ class _Answer:
 
     async def _send_page(self, start: Message) -> None:
         page = _page_of(self._request, json.loads(self._body))
-        kept = ("retry-after", "x-content-type-options", "referrer-policy", "strict-transport-security", "allow")
+        kept = (
+            "retry-after",
+            "cache-control",
+            "x-content-type-options",
+            "referrer-policy",
+            "strict-transport-security",
+            "allow",
+        )
         headers = Headers(raw=start["headers"])
         page.headers.update({name: headers[name] for name in kept if name in headers})
         start = {"type": "http.response.start", "status": page.status_code, "headers": page.raw_headers}
@@ -119,6 +128,8 @@ def _dress(message: Message) -> None:
     headers = MutableHeaders(raw=message["headers"])
     headers.setdefault("content-security-policy", POLICY)
     headers.setdefault("x-frame-options", "DENY")
+    headers.setdefault("x-content-type-options", "nosniff")  # the door says so, too; what we refuse does not pass it
+    headers.setdefault("referrer-policy", "no-referrer")
     headers.setdefault("cross-origin-opener-policy", "same-origin")
     headers.setdefault("cross-origin-resource-policy", "same-origin")
     message["headers"] = headers.raw

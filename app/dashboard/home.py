@@ -11,9 +11,10 @@ from fastapi.responses import HTMLResponse
 from app.api.auth import PAGES as BASE
 from app.dashboard.charts import Part
 from app.dashboard.visits import Reading
+from app.dashboard.webhooks import host_of
 from app.domain import deadlines
 from app.domain.lifecycle import RequestStatus
-from app.storage import facts, overview
+from app.storage import facts, lineage, overview
 from app.storage.facts import DAYS, OpenRequests
 
 router = APIRouter(prefix=BASE)
@@ -39,6 +40,8 @@ def show(visit: Reading, days: Annotated[Literal["30", "60", "90"], Query()] = "
         columns=[(day.isoformat(), count) for day, count in closed],
         oldest=overview.oldest_open(tx, limit=5),
         failing=overview.failing_endpoints(tx),
+        host_of=host_of,
+        near=lineage.near_limit(tx),
     )
 
 

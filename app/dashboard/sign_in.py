@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Annotated, Final
+from urllib.parse import unquote
 
 import segno
 from fastapi import APIRouter, Form, Query, Request
@@ -22,6 +24,8 @@ from app.errors import ExpungeError, Invalid
 
 router = APIRouter(prefix=BASE)
 _HOME: Final = BASE
+_PLAIN: Final = re.compile(r"[!-\[\]-~]*")
+"""Printable ASCII without the backslash."""
 _Words = Annotated[str, Field(max_length=1024)]
 
 
@@ -58,7 +62,7 @@ def ask(
     done: Annotated[str, Query(max_length=40)] = "",
 ) -> HTMLResponse:
     """The form."""
-    return _form(request, settings, wanted=wanted, said=DONE.get(done))
+    return form_page(request, settings, wanted=wanted, said=DONE.get(done))
 
 
 @router.post("/sign-in")
@@ -68,15 +72,16 @@ def sign_in(
     """Let somebody in, in a session that did not exist before."""
     found = people.sign_in(tx, login=form.login, password=form.password, code=form.code, now=now, settings=settings)
     if isinstance(found, ExpungeError):
-        return _form(request, settings, wanted=form.next, problem=str(found), status=found.status)
+        return form_page(request, settings, wanted=form.next, problem=str(found), status=found.status)
+    return seat(request, tx, cookie=found.cookie, wanted=form.next)
+
+
+def seat(request: Request, tx: Transaction, *, cookie: str, wanted: str) -> Response:
+    """Give a browser its session, which ends with it, instead of the one that it showed; and lead it on."""
     old = request.cookies.get(COOKIE)
     if old:
         people.end_session(tx, old)
-    return seat(RedirectResponse(_safe(form.next), 303), found.cookie)
-
-
-def seat(answer: Response, cookie: str) -> Response:
-    """Give a browser its session; it goes with it."""
+    answer = RedirectResponse(safe(wanted), 303)
     answer.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="lax")
     return answer
 
@@ -148,7 +153,7 @@ def _factor(visit: Seat, secret: str, *, problem: str | None) -> HTMLResponse:
     return visit.page("second_factor.html", status=status, secret=secret, code=code, problem=problem)
 
 
-def _form(
+def form_page(
     request: Request,
     settings: CurrentSettings,
     *,
@@ -157,13 +162,19 @@ def _form(
     problem: str | None = None,
     status: int = 200,
 ) -> HTMLResponse:
-    shown = {"next": _safe(wanted), "said": said, "problem": problem, "provider": bool(settings.oidc_sign_in_client)}
+    """The form, and what there is to say above it."""
+    shown = {"next": safe(wanted), "said": said, "problem": problem, "provider": bool(settings.oidc_sign_in_client)}
     return HTMLResponse(render("sign_in.html", request, safe_origin=_keeps_cookies(request), **shown), status)
 
 
-def _safe(wanted: str) -> str:
-    """Where to go afterwards, if that is a page of ours; else somebody's link could send people to another site."""
-    return wanted if is_page(wanted.partition("?")[0]) and "\\" not in wanted and "//" not in wanted else _HOME
+def safe(wanted: str) -> str:
+    r"""Where to go afterwards, if that is a page of ours; else somebody's link could send people to another site.
+
+    Browsers take ``\`` for ``/``, leave out tabs and line ends, and follow ``..`` also where it is encoded.
+    """
+    path = wanted.partition("?")[0].partition("#")[0]
+    plain = _PLAIN.fullmatch(wanted) and "//" not in wanted and {".", ".."}.isdisjoint(unquote(path).split("/"))
+    return wanted if plain and is_page(path) else _HOME
 
 
 def _keeps_cookies(request: Request) -> bool:

@@ -56,6 +56,12 @@ class Visit:
         known = {"visit": self, "now": self.now, "zone": self.settings.zone}
         return HTMLResponse(render(template, self.request, **(known | said)), status)
 
+    def once(self, template: str, **said: Any) -> HTMLResponse:  # Any: what templates show
+        """A page with a secret on it, that no browser keeps."""
+        answer = self.page(template, **said)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
     def go(self, path: str, *, done: str = "") -> RedirectResponse:
         """To another page of the dashboard once something was done, which it says at the top.
 
@@ -94,11 +100,19 @@ DONE: Final = {
     "signed_out": "You have signed out.",
     "enrolled": "Your second factor is set up.",
     "replayed": "It will be sent again.",
+    "replayed_some": "A thousand messages will be sent again, the oldest; there are more: press again for the next.",
+    "replayed_none": "Nothing failed in that time.",
+    "hook_on": "Switched on; what was undelivered is sent again.",
+    "hook_off": "Switched off; nothing is sent until somebody switches it on.",
     "pinged": "A ping is on its way.",
     "deleted": "Deleted.",
     "revoked": "Revoked; it is refused from now on.",
     "disabled": "Disabled; every session has ended.",
     "enabled": "Enabled.",
+    "roles": "The roles are changed; they hold from the next click on.",
+    "sessions_ended": "Every session of this person has ended; they may sign in again.",
+    "others_ended": "Your sessions in all other browsers have ended.",
+    "password_changed": "Your password is changed, and your sessions in all other browsers have ended.",
 }
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from expunge_verify.leaf import SCHEMA
 from expunge_verify.tiles import TILE_WIDTH, Bundle, Tile, encode_bundle
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, text, tuple_, union_all, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
@@ -112,6 +112,14 @@ def waiting_since(tx: Session) -> datetime | None:
     shown = published(tx)
     unseen = or_(AuditEntry.leaf_index.is_(None), AuditEntry.leaf_index >= (shown.size if shown else 0))
     return tx.scalar(select(func.min(AuditEntry.at)).where(unseen))
+
+
+def count_waiting(tx: Session, *, size: int, most: int) -> int:
+    """How many entries no checkpoint of ``size`` shows, counted up to ``most``."""
+    unplaced = select(AuditEntry.id).where(AuditEntry.leaf_index.is_(None)).limit(most)
+    unseen = select(AuditEntry.id).where(AuditEntry.leaf_index >= size).limit(most)
+    both = union_all(unplaced.subquery().select(), unseen.subquery().select()).subquery()
+    return min(tx.scalar(select(func.count()).select_from(both)) or 0, most)
 
 
 @dataclass(frozen=True)
@@ -219,6 +227,34 @@ def entries(tx: Session, start: int, end: int) -> list[bytes]:
     """Entries ``start`` to before ``end``, in the order of the log."""
     within = select(AuditEntry.entry).where(AuditEntry.leaf_index >= start, AuditEntry.leaf_index < end)
     return [bytes(entry) for entry in tx.scalars(within.order_by(AuditEntry.leaf_index)) if entry is not None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An entry as the log has it, and the request behind it, which the log does not tell."""
+
+    index: int
+    entry: bytes
+    request_id: UUID | None
+
+
+def newest(tx: Session, *, before: int, kind: str | None, limit: int) -> list[Shown]:
+    """Entries below a place, the newest first; of one type, or of all."""
+    below = select(AuditEntry.leaf_index, AuditEntry.entry, AuditEntry.request_id).where(AuditEntry.leaf_index < before)
+    if kind is not None:
+        below = below.where(AuditEntry.type == kind)
+    return _shown(tx.execute(below.order_by(AuditEntry.leaf_index.desc()).limit(limit)))
+
+
+def entries_at(tx: Session, places: Iterable[int]) -> dict[int, Shown]:
+    """The entries at these places, by place, as far as they are there."""
+    wanted = select(AuditEntry.leaf_index, AuditEntry.entry, AuditEntry.request_id)
+    found = _shown(tx.execute(wanted.where(AuditEntry.leaf_index.in_(list(places)))))
+    return {one.index: one for one in found}
+
+
+def _shown(rows: Iterable[Row[Any]]) -> list[Shown]:  # Any: the columns of Shown
+    return [Shown(row.leaf_index, bytes(row.entry or b""), row.request_id) for row in rows]
 
 
 def altered(tx: Session, first: int, end: int) -> int | None:
@@ -381,6 +417,15 @@ def latest_stamp(tx: Session) -> datetime | None:
     """When a checkpoint was last stamped; certificates have tokens of their own."""
     stamped = Timestamp.digest == func.sha256(LogCheckpoint.published)
     return tx.scalar(select(func.max(Timestamp.stamped_at)).join(LogCheckpoint, stamped))
+
+
+def latest_stamps(tx: Session, *, limit: int) -> Sequence[tuple[datetime, int]]:
+    """When checkpoints were stamped last, and how many entries they had; looks through the newest 2000 stamps only."""
+    late = select(Timestamp.stamped_at, Timestamp.digest).order_by(Timestamp.stamped_at.desc()).limit(2000).subquery()
+    stamped = select(late.c.stamped_at, LogCheckpoint.size).join(
+        LogCheckpoint, func.sha256(LogCheckpoint.published) == late.c.digest
+    )
+    return [(row[0], row[1]) for row in tx.execute(stamped.order_by(late.c.stamped_at.desc()).limit(limit))]
 
 
 def keep_timestamp(tx: Session, digest: bytes, token: bytes, *, at: datetime) -> None:

@@ -8,7 +8,7 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -41,6 +41,14 @@ _FRONT: Final = 64
 """How far a queue is looked into for a message that need not wait for an older one about the same request: few must,
 and whoever looked at all of thousands took 230 ms (measured)."""
 _TIDY_AT_ONCE: Final = 10_000
+MANY: Final = 1_000
+"""Beyond this, how many messages wait is not counted for a page."""
+_WAITING = text("""
+SELECT r AS receiver, (
+  SELECT count(*) FROM (
+    SELECT FROM webhook_deliveries WHERE receiver = r AND next_attempt_at IS NOT NULL LIMIT :most) d) AS number
+FROM unnest(CAST(:receivers AS uuid[])) r
+""")
 
 _NEED_NOT_WAIT = """NOT EXISTS (
       SELECT FROM webhook_deliveries o WHERE o.request_id = f.request_id AND o.number + 0 < f.number
@@ -232,6 +240,28 @@ def need(tx: Session, delivery_id: UUID, *, client_id: UUID, every_client: bool 
     return found
 
 
+def of_endpoint(tx: Session, delivery_id: UUID) -> tuple[WebhookDelivery, WebhookEndpoint]:
+    """Any endpoint's delivery with its endpoint; callbacks of portals are none: their bodies are the portals' own.
+
+    Raises:
+        NotFound: There is none.
+    """
+    found = tx.execute(
+        select(WebhookDelivery, WebhookEndpoint)
+        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(WebhookDelivery.id == delivery_id)
+    ).one_or_none()
+    if found is None:
+        raise NotFound("there is no such delivery")
+    return found[0], found[1]
+
+
+def waiting(tx: Session, receivers: Collection[UUID]) -> dict[UUID, int]:
+    """How many messages are on their way to each; counted up to :data:`MANY` only, which is told by one more."""
+    found = tx.execute(_WAITING, {"receivers": list(receivers), "most": MANY + 1}) if receivers else ()
+    return {row.receiver: row.number for row in found}
+
+
 def page(tx: Session, seen: Seen, *, before: int | None, limit: int) -> Sequence[WebhookDelivery]:
     """The log of deliveries, newest first, from the cursor ``before`` on."""
     query = select(WebhookDelivery).where(_matches(seen), WebhookDelivery.number < before if before else true())
@@ -273,6 +303,8 @@ def _matches(seen: Seen) -> ColumnElement[bool]:
     portals = select(CallbackReceiver.id).where(CallbackReceiver.client_id == seen.client_id)
     found = WebhookDelivery.receiver.in_(theirs.union_all(portals)) | (WebhookDelivery.receiver == seen.client_id)
     wanted = {"endpoint_id": seen.endpoint_id, "request_id": seen.request_id, "event": seen.event}
+    if seen.endpoint_id is not None:  # said once more by the column that the log is indexed by
+        found &= WebhookDelivery.receiver == seen.endpoint_id
     for name, value in wanted.items():
         found &= (getattr(WebhookDelivery, name) == value) if value is not None else true()
     if seen.since is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, cast, exists, func, select, update
+from sqlalchemy import ColumnElement, Text, cast, exists, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import QueryableAttribute, Session
 
@@ -17,7 +18,7 @@ from app import keyring
 from app.errors import Conflict, Misconfigured, NotFound
 from app.settings import Settings
 from app.storage.sessions import fetch
-from app.storage.tables import ApiKey, Client, KeyCheck
+from app.storage.tables import ApiKey, Client, KeyCheck, Person
 
 
 def add(tx: Session, key: ApiKey) -> ApiKey:
@@ -57,6 +58,43 @@ def client_of_subject(tx: Session, subject: str) -> Client | None:
 def clients(tx: Session) -> Sequence[Client]:
     """All clients, oldest first."""
     return tx.scalars(select(Client).order_by(Client.created_at)).all()
+
+
+def client_page(tx: Session, *, after: UUID | None, limit: int) -> Sequence[tuple[Client, bool]]:
+    """Clients, newest first, and whether each is a person of the dashboard, who is left out while without a key."""
+    person = exists().where(Person.client_id == Client.id)
+    wanted = ~person | exists().where(ApiKey.client_id == Client.id)
+    last = tx.get(Client, after) if after else None
+    if last is not None:
+        wanted &= tuple_(Client.created_at, Client.id) < tuple_(last.created_at, last.id)
+    newest = select(Client, person).where(wanted).order_by(Client.created_at.desc(), Client.id.desc()).limit(limit)
+    return [(client, is_person) for client, is_person in tx.execute(newest)]
+
+
+def of_clients(tx: Session, client_ids: Sequence[UUID], *, at: datetime, ended: int) -> Sequence[ApiKey]:
+    """The keys of these clients, newest first: all that are good, and of the others the newest few of each."""
+    over = ApiKey.revoked_at.is_not(None) | func.coalesce(ApiKey.expires_at <= at, False)
+    place = func.row_number().over(partition_by=(ApiKey.client_id, over), order_by=ApiKey.created_at.desc())
+    ranked = select(ApiKey.id, over.label("over"), place.label("place"))
+    ranks = ranked.where(ApiKey.client_id == func.any(list(client_ids))).subquery()
+    shown = select(ApiKey).join(ranks, ranks.c.id == ApiKey.id).where(~ranks.c.over | (ranks.c.place <= ended))
+    return tx.scalars(shown.order_by(ApiKey.created_at.desc(), ApiKey.id)).all()
+
+
+def choices(tx: Session, *, limit: int) -> Sequence[Client]:
+    """Clients that are no people of the dashboard, in order of their names."""
+    others = select(Client).where(~exists().where(Person.client_id == Client.id))
+    return tx.scalars(others.order_by(func.lower(Client.name), Client.id).limit(limit)).all()
+
+
+def is_person(tx: Session, client_id: UUID) -> bool:
+    """Whether a client stands for somebody who signs in at the dashboard."""
+    return bool(tx.scalar(select(exists().where(Person.client_id == client_id))))
+
+
+def is_office(tx: Session, client_id: UUID) -> bool:
+    """Whether a client may read every client's requests just now."""
+    return bool(tx.scalar(select(sees_everybody(Client.id)).where(Client.id == client_id)))
 
 
 def locked(tx: Session, key_id: UUID) -> ApiKey:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -94,6 +94,12 @@ def close_sessions(tx: Session, person_id: UUID) -> int:
     return len(tx.scalars(ended).all())
 
 
+def close_other_sessions(tx: Session, person_id: UUID, *, but: bytes) -> int:
+    """End all sessions of a person but one; returns how many there were."""
+    others = delete(BrowserSession).where(BrowserSession.person_id == person_id, BrowserSession.digest != but)
+    return len(tx.scalars(others.returning(BrowserSession.digest)).all())
+
+
 def expire_sessions(tx: Session, *, seen_since: datetime, begun_since: datetime) -> None:
     """Forget browsers that may not come in any more."""
     over = (BrowserSession.seen_at <= seen_since) | (BrowserSession.created_at <= begun_since)
@@ -148,9 +154,41 @@ def enter(
     tx.add(InternalEntry(at=at, person_id=person_id, what=what, request_id=request_id, detail=detail or {}))
 
 
-def internal_log(tx: Session, *, before: int | None, limit: int) -> Sequence[tuple[InternalEntry, str | None]]:
-    """Entries with the names of who made them, newest first, below a place."""
+def internal_log(
+    tx: Session, *, before: int | None, limit: int, person_id: UUID | None = None, what: str | None = None
+) -> Sequence[tuple[InternalEntry, str | None]]:
+    """Entries with the names of who made them, newest first, below a place; of one person, of one kind, or all."""
     query = select(InternalEntry, Person.name).outerjoin(Person, Person.id == InternalEntry.person_id)
     if before is not None:
         query = query.where(InternalEntry.id < before)
+    if person_id is not None:
+        query = query.where(InternalEntry.person_id == person_id)
+    if what is not None:
+        query = query.where(InternalEntry.what == what)
     return [(entry, name) for entry, name in tx.execute(query.order_by(InternalEntry.id.desc()).limit(limit))]
+
+
+_KINDS: Final = """
+WITH RECURSIVE k AS (
+  SELECT min(what) AS what FROM internal_log
+  UNION ALL SELECT (SELECT min(l.what) FROM internal_log l WHERE l.what > k.what) FROM k WHERE k.what IS NOT NULL
+) SELECT what FROM k WHERE what IS NOT NULL
+"""
+
+
+def kinds(tx: Session) -> Sequence[str]:
+    """What kinds of entries the internal log has; hops from one to the next in the index, however long the log is."""
+    return tx.scalars(text(_KINDS)).all()
+
+
+def names(tx: Session) -> dict[UUID, str]:
+    """Everybody's name, in order of the names."""
+    found = tx.execute(select(Person.id, Person.name).order_by(Person.name, Person.id))
+    return {row[0]: row[1] for row in found}
+
+
+def sessions_of(tx: Session, person_id: UUID, *, seen_since: datetime, begun_since: datetime) -> int:
+    """In how many browsers a person may come in."""
+    alive = (BrowserSession.seen_at > seen_since) & (BrowserSession.created_at > begun_since)
+    own = select(func.count()).select_from(BrowserSession).where(BrowserSession.person_id == person_id, alive)
+    return tx.scalar(own) or 0

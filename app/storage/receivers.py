@@ -6,6 +6,7 @@ portal's secret, and stays sealed with the callback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -15,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.domain.receiver import Failing
-from app.storage.tables import CallbackReceiver, PortalCallback, WebhookDelivery, WebhookEndpoint
+from app.storage.tables import CallbackReceiver, Client, PortalCallback, WebhookDelivery, WebhookEndpoint
 
 Receiver = WebhookEndpoint | CallbackReceiver
 MOST_ORIGINS: Final = 50
@@ -80,6 +81,14 @@ def throttle(tx: Session, delivery: WebhookDelivery, *, until: datetime) -> None
     table = kind_of(delivery)
     longer = func.greatest(table.throttled_until, until)
     tx.execute(update(table).where(table.id == delivery.receiver).values(throttled_until=longer))
+
+
+def failing_portals(tx: Session, *, at: datetime, limit: int) -> Sequence[tuple[CallbackReceiver, str]]:
+    """Portals that take no callbacks just now, with the names of their clients, the longest first."""
+    failing = CallbackReceiver.failing_since.is_not(None) | (CallbackReceiver.throttled_until > at)
+    named = select(CallbackReceiver, Client.name).join(Client, Client.id == CallbackReceiver.client_id)
+    longest = named.where(failing).order_by(CallbackReceiver.failing_since, CallbackReceiver.id).limit(limit)
+    return [(receiver, client) for receiver, client in tx.execute(longest)]
 
 
 def drop_unused(tx: Session) -> None:

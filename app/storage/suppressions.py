@@ -98,6 +98,12 @@ def among(tx: Session, keys: Sequence[bytes], *, model: str) -> list[int]:
     return [place - 1 for place in tx.scalars(text(_AMONG), {"keys": list(keys), "model": model})]
 
 
+def rows_of(tx: Session, key: bytes) -> dict[str, datetime]:
+    """Since which day a person is on the list, by the row's word: a model's name, ``*`` or an exception, ``!name``."""
+    theirs = select(Suppression.model, Suppression.since).where(Suppression.suppression_key == key)
+    return {row.model: row.since for row in tx.execute(theirs.order_by(Suppression.model))}
+
+
 def state(tx: Session, *, model: str, before: datetime) -> State:
     """What changes exactly when :func:`people` does."""
     return State(*tx.execute(text(_STATE), {"model": model, "before": before}).one())

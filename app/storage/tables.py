@@ -156,6 +156,10 @@ class InternalEntry(Table):
     what: Mapped[str]
     request_id: Mapped[UUID | None] = mapped_column(ForeignKey("erasure_requests.id"), index=True)
     detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  # Any: JSON; never a user id
+    __table_args__ = (
+        Index("ix_internal_log_person_id", "person_id", "id"),
+        Index("ix_internal_log_what", "what", "id"),
+    )
 
 
 class KeyCheck(Table):
@@ -230,6 +234,17 @@ class ErasureRequest(Table):
             "ix_erasure_requests_duplicate_of", "duplicate_of", postgresql_where=text("duplicate_of IS NOT NULL")
         ),
         Index("ix_erasure_requests_open", "received_at", postgresql_where=text("closed_at IS NULL")),
+        # By these the dashboard's list is read, page by page.
+        Index("ix_erasure_requests_received_at", "received_at", "sequence"),
+        Index("ix_erasure_requests_status", "status", "received_at", "sequence"),
+        Index("ix_erasure_requests_deadline", "deadline", "sequence"),
+        Index("ix_erasure_requests_due", "deadline", "sequence", postgresql_where=text("closed_at IS NULL")),
+        Index(
+            "ix_erasure_requests_reference",
+            "reference",
+            postgresql_where=text("reference IS NOT NULL"),
+            postgresql_ops={"reference": "text_pattern_ops"},  # for the beginning of one, whatever the collation
+        ),
     )
 
 
@@ -502,7 +517,12 @@ class AuditEntry(Table):
     """The leaf's bytes."""
     leaf_index: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     """Its place in the log; none: not sequenced yet."""
-    __table_args__ = (Index("ix_audit_entries_pending", "id", postgresql_where=text("leaf_index IS NULL")),)
+    __table_args__ = (
+        Index("ix_audit_entries_pending", "id", postgresql_where=text("leaf_index IS NULL")),
+        # Only of entries that have their place: whoever takes a request in does not pay for it.
+        Index("ix_audit_entries_type", "type", "leaf_index", postgresql_where=text("leaf_index IS NOT NULL")),
+        Index("ix_audit_entries_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    )
 
 
 class Evidence(Table):
@@ -538,6 +558,7 @@ class LogCheckpoint(Table):
     published: Mapped[bytes | None]
     """The note with its cosignatures, as it is served."""
     published_at: Mapped[datetime | None]
+    __table_args__ = (Index("ix_log_checkpoints_digest", text("sha256(published)")),)
 
 
 class LogKey(Table):
@@ -651,6 +672,12 @@ class WebhookDelivery(Table):
             postgresql_where=text("rung_at IS NOT NULL OR lease_until IS NOT NULL"),
         ),
         Index("ix_webhook_deliveries_log", "receiver", "number"),
+        Index(
+            "ix_webhook_deliveries_failed",
+            "receiver",
+            "number",
+            postgresql_where=text("next_attempt_at IS NULL AND delivered_at IS NULL"),
+        ),
         Index("ix_webhook_deliveries_settled", "created_at", postgresql_where=text("next_attempt_at IS NULL")),
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
-from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Select, func, insert, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from app.domain.ledger import Ledger
@@ -155,28 +155,58 @@ def references(tx: Session, *, live: bool) -> set[str]:
 
 def ledger(tx: Session, at: ModelVersion, *, leaving: int) -> Ledger:
     """Count what the version's line has lost since its training and its fit; ``leaving`` people are about to go."""
-    line = _line(at.id)
-    came = tx.scalars(
-        select(ModelVersion).join(line, line.c.id == ModelVersion.id).order_by(ModelVersion.number.desc())
-    )
-    past = came.all()  # the version first, then its parents
-    lost = _lost_by_job(tx, at.manifest_id)
-    gone = [lost.get(version.job_id, 0) if version.job_id else 0 for version in past]
-    trained = next(i for i, version in enumerate(past) if version.origin in _TRAINED)
-    fit = at.calibration or {}
-    since_fit = [n for n, version in zip(gone, past, strict=True) if version.number > fit.get("fitted_at_version", 0)]
-    return Ledger(
-        trained_on=tx.get_one(Manifest, at.manifest_id).users - sum(gone[trained:]),
-        forgotten_since=sum(gone[:trained]) + leaving,
-        fitted_on=fit.get("users_at"),
-        forgotten_since_fit=sum(since_fit) + leaving,
-        failures=len(list(takewhile(lambda version: "earlier" in (version.report or {}), past))),
-    )
+    tx.flush()
+    found = ledgers(tx, [at.id])[at.id]
+    since, since_fit = found.forgotten_since + leaving, found.forgotten_since_fit + leaving
+    return replace(found, forgotten_since=since, forgotten_since_fit=since_fit)
 
 
-def _lost_by_job(tx: Session, manifest_id: UUID) -> dict[UUID, int]:
-    lost = select(Forgotten.job_id, func.count().label("people")).where(Forgotten.manifest_id == manifest_id)
-    return {row.job_id: row.people for row in tx.execute(lost.group_by(Forgotten.job_id))}
+def ledgers(tx: Session, version_ids: Collection[UUID]) -> dict[UUID, Ledger]:
+    """The same for several versions in one statement, nobody leaving; of reports it reads a few at each end."""
+    rows = tx.execute(text(_LEDGERS), {"ids": list(version_ids), "trained": list(_TRAINED)})
+    return {
+        row.at: Ledger(
+            trained_on=row.users - row.gone + row.since,
+            forgotten_since=row.since,
+            fitted_on=row.fitted_on,
+            forgotten_since_fit=row.since_fit,
+            failures=row.failures,
+        )
+        for row in rows
+    }
+
+
+# LIMIT 1: for many versions the planner would read the whole table for every step back, a second for a thousand.
+# `doubted` walks back only while reports have "earlier": they are large, and a line may be a thousand versions long.
+_LEDGERS = """
+WITH RECURSIVE line AS (
+  SELECT id AS at, id, parent_id, job_id, origin, number, manifest_id FROM model_versions
+  WHERE id = ANY (CAST(:ids AS uuid[]))
+  UNION ALL
+  SELECT line.at, p.id, p.parent_id, p.job_id, p.origin, p.number, line.manifest_id
+  FROM line CROSS JOIN LATERAL (SELECT * FROM model_versions WHERE id = line.parent_id LIMIT 1) AS p
+), doubted AS (
+  SELECT id AS at, parent_id FROM model_versions WHERE id = ANY (CAST(:ids AS uuid[])) AND report ? 'earlier'
+  UNION ALL
+  SELECT doubted.at, p.parent_id FROM doubted JOIN model_versions p ON p.id = doubted.parent_id
+  WHERE p.report ? 'earlier'
+), trained AS (
+  SELECT at, max(number) AS number FROM line WHERE origin = ANY (CAST(:trained AS text[])) GROUP BY at
+), sums AS (
+  SELECT line.at, coalesce(sum(people), 0)::int AS gone,
+    coalesce(sum(people) FILTER (WHERE line.number > trained.number), 0)::int AS since,
+    coalesce(sum(people) FILTER (
+      WHERE line.number > coalesce((v.calibration ->> 'fitted_at_version')::int, 0)), 0)::int AS since_fit
+  FROM line JOIN trained ON trained.at = line.at JOIN model_versions v ON v.id = line.at
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS people FROM forgotten_samples f
+    WHERE f.job_id = line.job_id AND f.manifest_id = line.manifest_id) AS lost
+  GROUP BY line.at
+)
+SELECT sums.*, manifests.users, (v.calibration ->> 'users_at')::int AS fitted_on,
+  (SELECT count(*)::int FROM doubted WHERE doubted.at = sums.at) AS failures
+FROM sums JOIN model_versions v ON v.id = sums.at JOIN manifests ON manifests.id = v.manifest_id
+"""
 
 
 def _line(version_id: UUID) -> Any:  # Any: a CTE, whose type SQLAlchemy doesn't name
@@ -234,8 +264,27 @@ def other_manifests(tx: Session, model_id: UUID, *, than: UUID) -> Sequence[UUID
 
 def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
     """Requests that had a deletion made which the version ``to`` does not hold, whatever else they wait for; locked."""
+    return tx.scalars(served_without(to).order_by(ErasureRequest.sequence).with_for_update(of=ErasureRequest)).all()
+
+
+def served_without(to: ModelVersion) -> Select[ErasureRequest]:
+    """The rule by which a rollback knows whom it undoes: who was served by :func:`jobs_without`."""
+    return (
+        select(ErasureRequest)
+        .join(Target, Target.request_id == ErasureRequest.id)
+        .where(
+            Target.job_id.in_(jobs_without(to)),
+            Target.model_id == to.model_id,
+            Target.result.in_(_FORGOTTEN),
+            ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED, RequestStatus.REJECTED)),
+        )
+    )
+
+
+def jobs_without(to: ModelVersion) -> Select[UUID]:
+    """Jobs that took somebody out of the version's manifest, and that are not on its line."""
     line = _line(to.id)
-    jobs = (
+    return (
         select(Forgotten.job_id)
         .join(Job, Job.id == Forgotten.job_id)
         .where(
@@ -243,18 +292,6 @@ def undone_by(tx: Session, to: ModelVersion) -> Sequence[ErasureRequest]:
             Forgotten.job_id.not_in(select(line.c.job_id).where(line.c.job_id.is_not(None))),
         )
     )
-    return tx.scalars(
-        select(ErasureRequest)
-        .join(Target, Target.request_id == ErasureRequest.id)
-        .where(
-            Target.job_id.in_(jobs),
-            Target.model_id == to.model_id,
-            Target.result.in_(_FORGOTTEN),
-            ErasureRequest.status.not_in((RequestStatus.NO_DATA, RequestStatus.CANCELLED, RequestStatus.REJECTED)),
-        )
-        .order_by(ErasureRequest.sequence)
-        .with_for_update(of=ErasureRequest)
-    ).all()
 
 
 def made_by(tx: Session, job_id: UUID) -> ModelVersion | None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, any_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, any_, delete, exists, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.domain import webhook
@@ -16,7 +16,7 @@ from app.errors import NotFound
 from app.logs import log
 from app.storage import audit, deliveries, keys, receivers, totals
 from app.storage.deliveries import PARKED
-from app.storage.tables import ErasureRequest, Event, WebhookDelivery, WebhookEndpoint, WebhookSecret
+from app.storage.tables import Client, ErasureRequest, Event, WebhookDelivery, WebhookEndpoint, WebhookSecret
 
 
 def promise(tx: Session, request_ids: Collection[UUID], *, event: str, at: datetime) -> None:
@@ -113,6 +113,48 @@ def of_client(tx: Session, client_id: UUID, *, every_client: bool = False) -> Se
     """A client's endpoints, newest first; with those that hear of every client's requests, or without."""
     theirs = _theirs(client_id, every_client=every_client)
     return tx.scalars(theirs.order_by(WebhookEndpoint.created_at.desc())).all()
+
+
+def every(
+    tx: Session, *, state: str | None, at: datetime, after: UUID | None, limit: int
+) -> Sequence[tuple[WebhookEndpoint, str]]:
+    """Every client's endpoints with the names of their clients, newest first.
+
+    Args:
+        tx: The transaction.
+        state: ``fine``, ``failing`` (or resting) or ``off``; none: whichever.
+        at: The clock.
+        after: The last one of the page before.
+        limit: So many at most.
+    """
+    wanted = WebhookEndpoint.ended_at.is_(None) & _state(state, at)
+    last = tx.get(WebhookEndpoint, after) if after else None
+    if last is not None:
+        wanted &= tuple_(WebhookEndpoint.created_at, WebhookEndpoint.id) < tuple_(last.created_at, last.id)
+    newest = _named().where(wanted).order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id.desc())
+    return [(endpoint, client) for endpoint, client in tx.execute(newest.limit(limit))]
+
+
+def _state(word: str | None, at: datetime) -> ColumnElement[bool]:
+    off = WebhookEndpoint.disabled_at.is_not(None)
+    failing = WebhookEndpoint.failing_since.is_not(None) | func.coalesce(WebhookEndpoint.throttled_until > at, False)
+    return {None: true(), "off": off, "failing": ~off & failing, "fine": ~off & ~failing}[word]
+
+
+def with_client(tx: Session, endpoint_id: UUID) -> tuple[WebhookEndpoint, str]:
+    """Any client's endpoint with its client's name, a deleted one, too, while its log is kept.
+
+    Raises:
+        NotFound: There is none.
+    """
+    found = tx.execute(_named().where(WebhookEndpoint.id == endpoint_id)).one_or_none()
+    if found is None:
+        raise NotFound("there is no such webhook endpoint")
+    return found[0], found[1]
+
+
+def _named() -> Select[WebhookEndpoint, str]:
+    return select(WebhookEndpoint, Client.name).join(Client, Client.id == WebhookEndpoint.client_id)
 
 
 def _theirs(client_id: UUID, *, every_client: bool) -> Select[WebhookEndpoint]:

@@ -65,11 +65,38 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_internal_log")),
     )
     op.create_index(op.f("ix_internal_log_request_id"), "internal_log", ["request_id"])
+    op.create_index("ix_internal_log_person_id", "internal_log", ["person_id", "id"])
+    op.create_index("ix_internal_log_what", "internal_log", ["what", "id"])
+    placed = sa.text("leaf_index IS NOT NULL")
+    op.create_index("ix_audit_entries_type", "audit_entries", ["type", "leaf_index"], postgresql_where=placed)
+    of_job = sa.text("job_id IS NOT NULL")
+    op.create_index("ix_audit_entries_job_id", "audit_entries", ["job_id"], postgresql_where=of_job)
+    op.create_index("ix_log_checkpoints_digest", "log_checkpoints", [sa.text("sha256(published)")])
     refuse = "EXECUTE FUNCTION refuse_change()"
     op.execute(f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON internal_log FOR EACH ROW {refuse}")
     op.execute(f"CREATE TRIGGER append_only_all BEFORE TRUNCATE ON internal_log {refuse}")
+    still_open, named = sa.text("closed_at IS NULL"), sa.text("reference IS NOT NULL")
+    pattern = {"reference": "text_pattern_ops"}
+    listed = "erasure_requests"
+    op.create_index("ix_erasure_requests_received_at", listed, ["received_at", "sequence"])
+    op.create_index("ix_erasure_requests_status", listed, ["status", "received_at", "sequence"])
+    op.create_index("ix_erasure_requests_deadline", listed, ["deadline", "sequence"])
+    op.create_index("ix_erasure_requests_due", listed, ["deadline", "sequence"], postgresql_where=still_open)
+    op.create_index(
+        "ix_erasure_requests_reference", listed, ["reference"], postgresql_where=named, postgresql_ops=pattern
+    )
+    failed = sa.text("next_attempt_at IS NULL AND delivered_at IS NULL")
+    op.create_index(
+        "ix_webhook_deliveries_failed", "webhook_deliveries", ["receiver", "number"], postgresql_where=failed
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_webhook_deliveries_failed", "webhook_deliveries")
+    for name in ("reference", "due", "deadline", "status", "received_at"):
+        op.drop_index(f"ix_erasure_requests_{name}", "erasure_requests")
+    op.drop_index("ix_log_checkpoints_digest", "log_checkpoints")
+    op.drop_index("ix_audit_entries_job_id", "audit_entries")
+    op.drop_index("ix_audit_entries_type", "audit_entries")
     for table in ("internal_log", "sign_in_failures", "browser_sessions", "people"):
         op.drop_table(table)

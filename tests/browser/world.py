@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from sqlalchemy import update
+
 from app import decisions, keymaking
 from app.domain.decisions import ExtensionReason, Ground, HoldGround
 from app.storage import requests
 from app.storage.sessions import transaction
+from app.storage.tables import ErasureRequest
 from tests.dashboard import enter
 from tests.house import Installation
 
@@ -35,11 +38,15 @@ def build(house: Installation, *, people: int = 4) -> World:
     """Make it, by the API and the use cases, and wait until the workers have done their part."""
     now = datetime.now(UTC)
     officer = enter(house, name=LONG, login="officer@example.org").client_id
-    done = [house.demand(person, reference=f"DSR-2026-{person:04}") for person in range(2, 2 + people)]
-    nobody = house.demand(99_001, reference=RIGHT_TO_LEFT)
-    for request_id in (*done, nobody):
-        house.wait_until_ended(request_id)
-    waiting = {name: house.demand(50 + n, reference=name, identity_level="none") for n, name in enumerate(_WAITING)}
+    endpoint = _endpoint(house)
+    done = []
+    for person in range(2, 2 + people):  # one after the other: each makes a version
+        done.append(house.demand(person, reference=f"DSR-2026-{person:04}"))
+        house.wait_until_ended(done[-1])
+    nobody = house.demand(99_001)
+    house.wait_until_ended(nobody)
+    waiting = {name: house.demand(50 + n, identity_level="none") for n, name in enumerate(_WAITING)}
+    call_by(house, {nobody: RIGHT_TO_LEFT} | {request_id: name for name, request_id in waiting.items()})
     by = {"by": officer, "now": datetime.now(UTC), "settings": house.settings}
     with transaction(house.engine) as tx:
         refusal = decisions.Refusal(ground=Ground.LEGAL_CLAIMS, explanation=f"{SCRIPT} a claim is pending")
@@ -59,8 +66,15 @@ def build(house: Installation, *, people: int = 4) -> World:
         extended=waiting["extended"],
         awaiting=waiting[LONG],
         nobody=nobody,
-        endpoint=_endpoint(house),
+        endpoint=endpoint,
     )
+
+
+def call_by(house: Installation, references: dict[UUID, str]) -> None:
+    """Give requests references that the API would refuse, as another version of it, or a restore, might let in."""
+    with transaction(house.engine) as tx:
+        for request_id, reference in references.items():
+            tx.execute(update(ErasureRequest).where(ErasureRequest.id == request_id).values(reference=reference))
 
 
 _WAITING = (SCRIPT, "on hold", "extended", LONG)
