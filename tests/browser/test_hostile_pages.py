@@ -41,7 +41,8 @@ def foreign_site(markup: str) -> Iterator[str]:
 def test_a_form_on_another_site_can_not_cancel_a_request(seat: Seats, house: Installation) -> None:
     request_id = house.demand(301, identity_level="none")
     desk = seat(Role.OFFICER)
-    form = f'<form method="post" action="{desk.base}/requests/{request_id}/cancel"></form>'
+    form = f'<form method="post" action="{desk.base}/requests/{request_id}/cancel">'
+    form += '<input name="sure" value="yes"></form>'
     form += "<script>document.forms[0].submit()</script>"
     with foreign_site(form) as address:
         with desk.page.expect_response(lambda answer: answer.url.endswith("/cancel")) as caught:
@@ -56,7 +57,7 @@ def test_the_same_form_on_our_page_does(seat: Seats, house: Installation) -> Non
     page = desk.open(f"/requests/{request_id}")
     page.evaluate(
         "path => { const form = document.createElement('form'); form.method = 'post'; form.action = path;"
-        " document.body.append(form); form.submit() }",
+        " form.innerHTML = '<input name=sure value=yes>'; document.body.append(form); form.submit() }",
         f"/admin/requests/{request_id}/cancel",
     )
     page.get_by_text("Taken back.").wait_for()

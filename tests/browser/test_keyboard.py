@@ -35,13 +35,13 @@ def press_until(page: Page, name: str, *, tag: str | None = None) -> None:
 def visited(page: Page) -> tuple[set[int], list[str]]:
     """Which controls Tab goes through, and those where nobody would see that it is there."""
     numbers: set[int] = set()
-    unseen = []
+    unseen, last = [], None
     for _ in range(_MOST_TABS):
         page.keyboard.press("Tab")
         found = page.evaluate(_FOCUSED)
-        if found["tag"] == "BODY" or found["number"] in numbers:
-            break
-        numbers.add(found["number"])
+        if found["tag"] == "BODY" or (found["number"] in numbers and found["number"] != last):
+            break  # round; a date is one control with several stops
+        numbers.add(last := found["number"])
         if not found["seen"]:
             unseen.append(f"{found['tag']} {found['name']}")
     return numbers, unseen
@@ -78,16 +78,14 @@ def test_the_first_tab_skips_to_the_content(seat: Seats) -> None:
 def test_an_officer_refuses_a_request_by_keys_alone(seat: Seats, house: Installation) -> None:
     request_id = house.demand(311, reference="by-keys", identity_level="none")
     page = seat(Role.OFFICER).open("/requests?state=awaiting_identity")
-    press_until(page, "by-keys") if page.get_by_role("link", name="by-keys").count() else press_until(
-        page, str(request_id)[:8]
-    )
+    press_until(page, "by-keys")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/requests/{request_id}*")
     press_until(page, "Refuse", tag="SUMMARY")
     page.keyboard.press("Enter")
     press_until(page, "Ground")
-    page.keyboard.type("Art. 12(5): the demand is manifestly unf")
-    press_until(page, "Explanation")
+    page.keyboard.press("ArrowDown")
+    press_until(page, "In your words")
     page.keyboard.type("not from the person")
     press_until(page, "Refuse", tag="BUTTON")
     page.keyboard.press("Enter")

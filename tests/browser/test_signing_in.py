@@ -15,9 +15,9 @@ PASSWORD = "a long walk by the river"
 def test_an_invited_person_sets_a_password_and_a_second_factor_and_signs_in(seat: Seats) -> None:
     admin = seat(Role.ADMIN).open("/people/new")
     admin.get_by_label("Login").fill("mira@example.org")
-    admin.get_by_label("Name", exact=True).fill("Mira New")
+    admin.get_by_label(re.compile("^Name")).fill("Mira New")
     admin.get_by_label(re.compile("^officer", re.IGNORECASE)).check()
-    admin.get_by_role("button", name=re.compile("invite|add|let in", re.IGNORECASE)).click()
+    admin.get_by_role("button", name="Let in").click()
     code = admin.locator("code.secret").inner_text()
 
     desk = seat()
