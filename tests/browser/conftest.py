@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from app.domain.people import Role
 from app.embedded import Valkey
-from tests.browser import chromium
+from tests.browser import chromium, world
 from tests.dashboard import COOKIE, Guest, enter
 from tests.house import Installation, installation
 from tests.services import new_database
@@ -69,7 +69,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def house(
     browser: Browser, postgres_server: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
@@ -81,6 +81,12 @@ def house(
         installation(home, url, valkey.url, processes=PROCESSES) as found,
     ):
         yield found
+
+
+@pytest.fixture(scope="session")
+def past(house: Installation) -> world.World:
+    """Requests in every state, two versions, names that are long or hostile."""
+    return world.build(house, people=2)
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ def seat(browser: Browser, house: Installation) -> Iterator[Seats]:
     assert not complaints
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def members() -> Iterator[int]:
-    """People whom the model knows and nobody has asked about."""
-    return itertools.count(2)
+    """People whom the model knows and nobody has asked about: not those of world.build."""
+    return itertools.count(100)

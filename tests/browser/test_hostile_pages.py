@@ -60,7 +60,7 @@ def test_the_same_form_on_our_page_does(seat: Seats, house: Installation) -> Non
         " form.innerHTML = '<input name=sure value=yes>'; document.body.append(form); form.submit() }",
         f"/admin/requests/{request_id}/cancel",
     )
-    page.get_by_text("Taken back.").wait_for()
+    page.get_by_text("Taken back.", exact=True).wait_for()
     assert world.status_of(house, request_id) == "cancelled"
 
 

@@ -47,8 +47,10 @@ def visited(page: Page) -> tuple[set[int], list[str]]:
     return numbers, unseen
 
 
-def test_tab_reaches_every_control_of_every_page_and_shows_where_it_is(seat: Seats, house: Installation) -> None:
-    world.build(house, people=1)
+def test_tab_reaches_every_control_of_every_page_and_shows_where_it_is(
+    seat: Seats, house: Installation, past: world.World
+) -> None:
+    assert past
     desk = seat(*Role)
     missed = {}
     for name, path in paths(house.engine).items():
