@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy.orm import Session
 
@@ -25,6 +25,7 @@ def create(
     scopes: Sequence[str],
     client_id: UUID | None = None,
     expires_at: datetime | None = None,
+    key_id: UUID | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key, of a client that is there or of a new one of the same name.
 
@@ -32,12 +33,15 @@ def create(
         Its row, and the key itself, which is stored nowhere.
 
     Raises:
-        Conflict: The client is a person of the dashboard.
+        Conflict: The client is a person of the dashboard, or there is a key with the id that the new one was to have.
     """
     if client_id is not None:
         _need_no_person(tx, client_id)
     secret = identifiers.new_api_key(secrets.token_bytes(32))
+    if key_id is not None:
+        keys.need_unmade(tx, key_id)
     row = ApiKey(
+        id=key_id or uuid4(),
         client_id=client_id or keys.add_client(tx, name=name).id,
         name=name,
         hint=secret[:_HINT],
@@ -49,7 +53,13 @@ def create(
 
 
 def rotate(
-    tx: Session, key_id: UUID, *, overlap: timedelta, now: datetime, expires_at: datetime | None = None
+    tx: Session,
+    key_id: UUID,
+    *,
+    overlap: timedelta,
+    now: datetime,
+    expires_at: datetime | None = None,
+    as_id: UUID | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key that takes another one's place: of the same client, with the same scopes and never with more.
 
@@ -65,7 +75,7 @@ def rotate(
         raise Conflict("this key is revoked or has expired; make a new one with `expunge keys create --client`")
     if expires_at is None and old.expires_at is not None:
         expires_at = now + (old.expires_at - old.created_at)
-    made = create(tx, name=old.name, scopes=old.scopes, client_id=old.client_id, expires_at=expires_at)
+    made = create(tx, name=old.name, scopes=old.scopes, client_id=old.client_id, expires_at=expires_at, key_id=as_id)
     old.expires_at = min(old.expires_at or now + overlap, now + overlap)
     return made
 

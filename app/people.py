@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,6 +26,10 @@ _SETUP_LASTS: Final = timedelta(hours=72)
 _FREE_GUESSES: Final = 3
 _LONGEST_WAIT: Final = timedelta(seconds=60)
 """Of a lockout; for ever would let anybody lock an officer out."""
+_COMING: Final = threading.BoundedSemaphore(10)
+"""Who may try to come in at the same time, of the 40 threads that a process has for everything."""
+_HEARD: Final = threading.BoundedSemaphore(2)
+"""Of those, whose guess is worked on, which takes a core, 19 MiB and a connection; requests need the others."""
 _WRONG: Final = "login, password or code is wrong"
 """One sentence for all: which of them it is would tell a thief half of what is missing."""
 
@@ -65,6 +71,7 @@ def add(
         Conflict: Somebody has this login.
     """
     login, name = normal_login(login), check_name(name)
+    people.reserve(tx, login)
     if people.by_login(tx, login) is not None:
         raise Conflict("somebody has this login already")
     if not roles:
@@ -120,7 +127,8 @@ def set_up(tx: Session, *, login: str, code: str, password: str, now: datetime, 
     """
     login = normal_login(login)
     check_password(password, login=login)
-    about = _begin(tx, login, now=now, settings=settings)
+    with _heard():
+        about = _begin(tx, login, now=now, settings=settings)
     person = people.by_login(tx, login)
     expected = (person.setup_digest if person else None) or b""
     right = hmac.compare_digest(hashlib.sha256(code.strip().encode()).digest(), expected)
@@ -142,15 +150,16 @@ def sign_in(
         A new session, or why there is none: failures are counted, so this can't be an error that takes them back.
 
     Raises:
-        TooMany: This login failed too often just now, whether it is anybody's or not.
+        TooMany: This login failed too often just now, whether it is anybody's or not; or many come at once.
     """
     try:
         login = normal_login(login)
     except Invalid:
         return Unauthenticated(_WRONG)
-    about = _begin(tx, login, now=now, settings=settings)
-    person = people.by_login(tx, login)
-    known = passwords.fits(person.password if person else None, password[:1024])
+    with _heard():
+        about = _begin(tx, login, now=now, settings=settings)
+        person = people.by_login(tx, login)
+        known = passwords.fits(person.password if person else None, password[:1024])
     if person is None or person.disabled_at is not None or not known or not _shows(person, code, now, settings):
         people.note_failure(tx, about, now=now)
         people.enter(tx, "sign_in.failed", at=now, person_id=person.id if person else None)
@@ -196,11 +205,13 @@ def begin_session(tx: Session, person: Person, *, now: datetime, settings: Setti
 
 def visitor(tx: Session, cookie: str, *, now: datetime, settings: Settings) -> Person | None:
     """Whose browser this is; none: nobody's, or not any more."""
-    digest = digest_of(cookie)
-    found = people.visitor(tx, digest, seen_since=now - settings.session_idle, begun_since=now - settings.session_life)
-    if found is not None:
-        people.note_seen(tx, digest, now=now)
-    return found
+    since = {"seen_since": now - settings.session_idle, "begun_since": now - settings.session_life}
+    return people.visitor(tx, digest_of(cookie), **since)
+
+
+def note_presence(tx: Session, cookie: str, *, now: datetime) -> None:
+    """Write down that the person is there; a page that asks by itself is no sign of that."""
+    people.note_seen(tx, digest_of(cookie), now=now)
 
 
 def end_session(tx: Session, cookie: str) -> None:
@@ -318,9 +329,11 @@ def change_password(
     if person.by_provider:
         raise Conflict("you sign in by the identity provider and have no password here")
     check_password(new, login=person.login)
-    about = _begin(tx, person.login, now=now, settings=settings)
-    person = people.locked(tx, person.id)
-    if not passwords.fits(person.password, old[:1024]):
+    with _heard():
+        about = _begin(tx, person.login, now=now, settings=settings)
+        person = people.locked(tx, person.id)
+        known = passwords.fits(person.password, old[:1024])
+    if not known:
         people.note_failure(tx, about, now=now)
         people.enter(tx, "password.refused", at=now, person_id=person.id)
         return Invalid("old", "the old password is wrong")
@@ -352,6 +365,22 @@ def _need_another(person_id: UUID, by: UUID | None) -> None:
         raise Forbidden(
             "nobody changes their own standing: another admin does it for you, and both names are written down"
         )
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Be one of the few whose guess is worked on: passwords are made to cost, and requests must come in meanwhile.
+
+    Raises:
+        TooMany: As many wait already as there is room for.
+    """
+    if not _COMING.acquire(blocking=False):
+        raise TooMany("many people sign in at this moment; try again in a few seconds", retry_after_seconds=3)
+    try:
+        with _HEARD:
+            yield
+    finally:
+        _COMING.release()
 
 
 def _begin(tx: Session, login: str, *, now: datetime, settings: Settings) -> bytes:

@@ -25,7 +25,7 @@ def drawn(nodes: Sequence[Node], *, live: int | None) -> Markup:
         if node.parent in places
     ]
     dots = [_dot(node, places[node.number], is_live=node.number == live) for node in nodes]
-    height = _y(max(lanes.values(), default=0)) + 26
+    height = _y(max(lanes.values(), default=0)) + 30
     ends = [_text(places[node.number][0], height - 6, node, last=node is nodes[-1]) for node in _ends(nodes)]
     says = f"{len(nodes)} versions and what each was computed from; version {live} is live" if nodes else "No versions"
     return Markup('<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}">{}</svg>').format(

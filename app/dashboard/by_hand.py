@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from app import intake, tracing
 from app.api.auth import PAGES as BASE
 from app.api.schemas.requests import REFERENCE
+from app.dashboard.request_words import LEVELS
 from app.dashboard.visits import Deciding, Visit
 from app.domain.decisions import IdentityLevel
 from app.domain.identifiers import MODEL_NAME, check_user_id
@@ -97,6 +98,6 @@ def _form(visit: Visit, form: DemandForm, problems: dict[str, str], *, status: i
         problems=problems,
         key=secrets.token_urlsafe(24),
         models=[model.name for model in versions.models(visit.tx)],
-        levels=list(IdentityLevel),
-        needed=visit.settings.identity_needed,
+        levels=LEVELS,
+        needed=LEVELS[visit.settings.identity_needed],
     )

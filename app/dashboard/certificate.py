@@ -8,17 +8,20 @@ from uuid import UUID
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
-from app import certificates
 from app.api.auth import PAGES as BASE
 from app.audit import evidence
-from app.dashboard.certificate_checks import check
+from app.dashboard.certificate_checks import check, digest_of
 from app.dashboard.visits import Reading, Visit
 from app.domain.people import Right
-from app.errors import Forbidden, NotFound
+from app.errors import Conflict, Forbidden, NotFound
 from app.storage import audit, requests
+from app.storage.tables import Certificate
 
 router = APIRouter(prefix=f"{BASE}/requests/{{request_id}}")
-_PRINTED = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+_PRINTED = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none';"
+    " base-uri 'none'; frame-ancestors 'none'"
+}
 
 
 @router.get("/certificate")
@@ -36,7 +39,7 @@ def verify(request_id: UUID, visit: Reading) -> HTMLResponse:
 def _page(visit: Visit, request_id: UUID, *, is_asked: bool) -> HTMLResponse:
     request = requests.get(visit.tx, request_id)
     issued = evidence.certificate_of(visit.tx, request_id)
-    found = check(visit.tx, issued, visit.settings)
+    found = check(visit.tx, issued, visit.settings, now=visit.now)
     return visit.page(
         "certificate.html",
         erasure=request,
@@ -62,7 +65,9 @@ def envelope(request_id: UUID, visit: Reading) -> Response:
 @router.get("/certificate.tlog-proof")
 def proof(request_id: UUID, visit: Reading) -> Response:
     """The proof that the log holds it."""
-    found = evidence.certificate_proof(visit.tx, evidence.certificate_of(visit.tx, request_id))
+    issued = evidence.certificate_of(visit.tx, request_id)
+    _digest(issued)
+    found = evidence.certificate_proof(visit.tx, issued)
     return _taken(found, "text/plain; charset=utf-8", f"{_file(request_id)}.tlog-proof")
 
 
@@ -70,7 +75,7 @@ def proof(request_id: UUID, visit: Reading) -> Response:
 def timestamp(request_id: UUID, visit: Reading) -> Response:
     """The RFC 3161 time stamp over it."""
     issued = evidence.certificate_of(visit.tx, request_id)
-    stamp = audit.timestamp(visit.tx, _raw(certificates.digest(issued.envelope)))
+    stamp = audit.timestamp(visit.tx, _raw(_digest(issued)))
     if stamp is None:
         raise NotFound("there is no time stamp for this certificate (yet)")
     return _taken(stamp.token, "application/timestamp-reply", f"{_file(request_id)}.tsr")
@@ -78,8 +83,12 @@ def timestamp(request_id: UUID, visit: Reading) -> Response:
 
 @router.get("/certificate.html")
 def printable(request_id: UUID, visit: Reading) -> Response:
-    """The certificate as a page to print."""
-    page = evidence.page_of(visit.tx, evidence.certificate_of(visit.tx, request_id), visit.settings)
+    """The certificate as a page to print, unless it is not what was issued: on paper nobody would see that."""
+    issued = evidence.certificate_of(visit.tx, request_id)
+    wrong = [one.name for one in check(visit.tx, issued, visit.settings, now=visit.now).checks if one.outcome == "bad"]
+    if wrong:
+        raise Conflict(f"this certificate is not what was issued, so it is not printed; wrong: {', '.join(wrong)}")
+    page = evidence.page_of(visit.tx, issued, visit.settings)
     return Response(page, media_type="text/html; charset=utf-8", headers=_PRINTED)
 
 
@@ -91,6 +100,18 @@ def receipt(request_id: UUID, visit: Reading) -> Response:
     found = evidence.receipt_of(visit.tx, requests.get(visit.tx, request_id), visit.settings)
     visit.note("receipt.taken", request_id=request_id)
     return _taken(found, "application/json", f"receipt-{str(request_id)[:8]}.json")
+
+
+def _digest(issued: Certificate) -> str:
+    """What the log calls it.
+
+    Raises:
+        Conflict: Nobody can call it anything any more.
+    """
+    found = digest_of(issued.envelope)
+    if found is None:
+        raise Conflict("what was signed can't be read any more: the database holds something else in its place")
+    return found
 
 
 def _raw(digest: str) -> bytes:

@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 from expunge_verify import certificate as library
@@ -20,7 +21,7 @@ from rfc3161_client import decode_timestamp_response
 from sqlalchemy.orm import Session
 
 from app import certificates
-from app.audit import evidence, timestamps, witnesses
+from app.audit import evidence, inspection, timestamps
 from app.errors import ExpungeError, NotFound
 from app.settings import Settings
 from app.storage import audit, request_story
@@ -30,6 +31,10 @@ Json = Mapping[str, Any]  # Any: JSON
 Outcome = Literal["good", "bad", "waiting", "unchecked", "none"]
 _WORST: Final[tuple[Outcome, ...]] = ("bad", "waiting", "unchecked", "good")
 LATER: Final = "the log publishes it in a few seconds"
+_SOON: Final = timedelta(minutes=2)
+"""By then the log has published what was issued, unless it stands still."""
+LATE: Final = "the log has not published it for long: it stands still, or its entry was taken away; see the audit log"
+_LOST: Final = "the log published it, and PostgreSQL lacks what proves it: a part of the log was taken away"
 NO_ENTRY: Final = "there is no entry of the log to look at"
 
 
@@ -61,14 +66,20 @@ class Checked:
         return next(outcome for outcome in _WORST if outcome in found)
 
 
-def check(tx: Session, issued: Certificate, settings: Settings) -> Checked:
+def check(tx: Session, issued: Certificate, settings: Settings, *, now: datetime) -> Checked:
     """Look at everything that can be checked about a certificate as it stands in the database."""
+    later = _later(LATER) if now - issued.issued_at < _SOON else _late(LATE)
     raw = json.dumps(issued.envelope).encode()
-    digest, key = _digest(issued.envelope), _key(settings)
+    digest, key = digest_of(issued.envelope), _key(settings)
     signature, certificate = _signature(raw, key)
-    logged, index = _entry(request_story.issued(tx, issued.request_id), digest)
+    logged, index = _entry(request_story.issued(tx, issued.request_id), digest, later)
     vkeys = tuple(known.vkey for known in audit.known_keys(tx))
-    made = [signature, logged, *_in_log(tx, certificate, index, _policy(settings, vkeys), waits=logged.outcome)]
+    made = [signature, logged]
+    if index is None:
+        way = later if logged.outcome == later.outcome else _late(NO_ENTRY)
+        made += [replace(way, name=_INCLUSION), replace(way, name=_SIGNED)]
+    else:
+        made += _in_log(tx, certificate, index, lambda: _policy(settings, vkeys), later=later)
     made.append(_stamp(tx, issued.envelope, digest, settings))
     if certificate is not None:
         made.append(_weights(tx, certificate.statement))
@@ -76,7 +87,7 @@ def check(tx: Session, issued: Certificate, settings: Settings) -> Checked:
     return Checked(tuple(made), said, digest, index, base64.b64encode(key).decode() if key else None, vkeys)
 
 
-def _digest(envelope: Json) -> str | None:
+def digest_of(envelope: Json) -> str | None:
     """What the log would call these bytes, if they are any."""
     try:
         return certificates.digest(dict(envelope))
@@ -92,8 +103,12 @@ def _key(settings: Settings) -> bytes | None:
 
 
 def _policy(settings: Settings, vkeys: tuple[str, ...]) -> Policy:
-    """Whom to believe: the operator's policy, else the log's keys as the database knows them."""
-    return witnesses.policy_of(settings) or Policy.of(notes.Vkey.parse(vkey) for vkey in vkeys)
+    """Whom to believe: the operator's policy, else the log's keys as the database knows them.
+
+    Raises:
+        VerifyError: One of them can't be read.
+    """
+    return inspection.policy_of(settings) or Policy.of(notes.Vkey.parse(vkey) for vkey in vkeys)
 
 
 def _signature(raw: bytes, key: bytes | None) -> tuple[Check, library.Certificate | None]:
@@ -107,38 +122,62 @@ def _signature(raw: bytes, key: bytes | None) -> tuple[Check, library.Certificat
     return Check(name, "good", found.facts), found
 
 
-def _entry(places: Mapping[str, int | None], digest: str | None) -> tuple[Check, int | None]:
+def _entry(places: Mapping[str, int | None], digest: str | None, later: Check) -> tuple[Check, int | None]:
     name = "Entry in the public log"
     if digest is None or digest not in places:
         count = f"the log has {len(places)} certificates for this request, and this is none of them"
         return Check(name, "bad", (f"digest {digest}" if digest else "what was signed can't be read", count)), None
     index = places[digest]
     if index is None:
-        return Check(name, "waiting", (f"digest {digest}", LATER)), None
+        return Check(name, later.outcome, (f"digest {digest}", *later.facts)), None
     return Check(name, "good", (f"digest {digest}", f"the log has it as entry {index}")), index
 
 
+_INCLUSION, _SIGNED, _SEEN = "Inclusion in the log", "Checkpoint of the log", "Cosignatures of witnesses"
+
+
+def _later(fact: str) -> Check:
+    return Check("", "waiting", (fact,))
+
+
+def _late(fact: str) -> Check:
+    return Check("", "unchecked", (fact,))
+
+
 def _in_log(
-    tx: Session, certificate: library.Certificate | None, index: int | None, policy: Policy, *, waits: Outcome
+    tx: Session,
+    certificate: library.Certificate | None,
+    index: int,
+    policy_of: Callable[[], Policy],
+    *,
+    later: Check,
 ) -> Iterator[Check]:
     """What the proof of the entry leads to."""
-    inclusion, signed, seen = "Inclusion in the log", "Checkpoint of the log", "Cosignatures of witnesses"
-    if index is None:
-        later = Check(inclusion, "waiting", (LATER,))
-        first = later if waits == "waiting" else Check(inclusion, "unchecked", (NO_ENTRY,))
-        yield from (first, replace(first, name=signed))
-        return
     try:
-        raw = evidence.proof_of(tx, index)
+        raw, policy = evidence.proof_of(tx, index), policy_of()
     except NotFound:
-        yield from (Check(name, "waiting", (LATER,)) for name in (inclusion, signed))
+        way = Check("", "bad", (_LOST,)) if _was_published(tx, index) else later
+        yield from (replace(way, name=name) for name in (_INCLUSION, _SIGNED))
         return
-    yield _judged(inclusion, lambda: _included(raw, certificate, policy))
-    yield _judged(signed, lambda: [fact for fact in _opened(raw, policy) if not _is_of_witness(fact)])
+    except VerifyError as error:
+        way = Check("", "unchecked" if isinstance(error, Unchecked) else "bad", (str(error),))
+        yield from (replace(way, name=name) for name in (_INCLUSION, _SIGNED))
+        return
+    yield _judged(_INCLUSION, lambda: _included(raw, certificate, policy))
+    yield _judged(_SIGNED, lambda: [fact for fact in _opened(raw, policy) if not _is_of_witness(fact)])
     if policy.witnesses:
-        yield _judged(seen, lambda: [fact for fact in _opened(raw, policy) if _is_of_witness(fact)])
+        yield _judged(_SEEN, lambda: [fact for fact in _opened(raw, policy) if _is_of_witness(fact)])
     else:
-        yield Check(seen, "none", ("this installation asks no witness",))
+        yield Check(_SEEN, "none", ("this installation asks no witness",))
+
+
+def _was_published(tx: Session, index: int) -> bool:
+    """Whether an entry lies in the published tree, by the note that was signed: a column's size is nobody's word."""
+    note = audit.published(tx)
+    try:
+        return note is not None and index < notes.Checkpoint.parse(notes.parse(bytes(note.published or b"")).text).size
+    except VerifyError:
+        return True
 
 
 def _judged(name: str, look: Callable[[], list[str]]) -> Check:

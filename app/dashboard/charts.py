@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 640, 140
-_LEFT, _BELOW, _ABOVE = 44, 18, 8
+_LEFT, _BELOW, _ABOVE = 58, 24, 8
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def lines(series: Sequence[Line], *, names: Sequence[str], says: str, bottom: fl
     high = max(known, default=1.0)
     high = high if high > low else low + 1.0
     drawn = [part for line in series for part in _line(line, low=low, high=high)]
-    ends = [_text(_LEFT, _HEIGHT - 4, names[0]), _text(_WIDTH, _HEIGHT - 4, names[-1], "end")] if names else []
+    ends = [_text(_LEFT, _HEIGHT - 4, names[0])] if names else []
+    ends += [_text(_WIDTH, _HEIGHT - 4, names[-1], "end")] if len(names) > 1 else []
     return _svg([*_scale(high, low), *drawn, *ends], says=says)
 
 
@@ -110,9 +111,18 @@ def _scale(high: float, low: float = 0.0) -> list[Markup]:
     return [
         across.format(_LEFT, _WIDTH, _ABOVE, _ABOVE),
         across.format(_LEFT, _WIDTH, floor, floor),
-        _text(_LEFT - 4, _ABOVE + 8, f"{high:.4g}", "end"),
-        _text(_LEFT - 4, floor, f"{low:.4g}", "end"),
+        _text(_LEFT - 4, _ABOVE + 8, _tick(high), "end"),
+        _text(_LEFT - 4, floor, _tick(low), "end"),
     ]
+
+
+def _tick(value: float) -> str:
+    """What stands at an axis: short, and without an exponent where people count.
+
+    >>> _tick(0.92561), _tick(12345.0), _tick(80.0), _tick(3e-7)
+    ('0.926', '12 345', '80', '3e-07')
+    """
+    return f"{value:,.0f}".replace(",", " ") if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, said: str, anchor: str = "start") -> Markup:

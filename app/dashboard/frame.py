@@ -152,8 +152,10 @@ def _page_of(request: Request, problem: dict[str, object]) -> Response:
 
 def _to_sign_in(request: Request) -> Response:
     """Back to where they wanted to go, afterwards; a part of a page takes the whole page there."""
-    whole = request.headers.get("hx-current-url") or str(request.url)
-    parts = urlsplit(whole)
+    try:
+        parts = urlsplit(request.headers.get("hx-current-url") or str(request.url))
+    except ValueError:  # no address at all; a browser sends none such
+        parts = urlsplit(BASE)
     place = f"{parts.path}?{parts.query}" if parts.query else parts.path
     to = f"{_SIGN_IN}?next={quote(place, safe='/')}" if place != BASE else _SIGN_IN
     if "hx-request" in request.headers:
@@ -169,5 +171,5 @@ _TITLES: Final = {
     422: "Something in the form is wrong",
     413: "That is too much at once",
     429: "Slow down",
-    503: "The database is away",
+    503: "Not just now",
 }

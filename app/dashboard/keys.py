@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Form
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -53,12 +53,15 @@ class KeyForm(BaseModel):
     name: Annotated[Line, Field(max_length=200)] = ""
     scopes: Scopes = []
     expires: Annotated[Line, Field(max_length=10)] = ""
+    as_id: UUID = Field(default_factory=uuid4)
+    """Of the key to come: a form that is sent twice makes one."""
 
 
 class RotationForm(BaseModel):
     """How long the old key is good beside the new one."""
 
     overlap_hours: Annotated[float, Field(ge=0, le=24 * 90)] = 168
+    as_id: UUID = Field(default_factory=uuid4)
 
 
 class ClientForm(BaseModel):
@@ -82,6 +85,7 @@ def index(visit: Reading, after: UUID | None = None) -> HTMLResponse:
         "keys.html",
         clients=[(client, is_person, theirs[client.id]) for client, is_person in clients],
         is_good=_is_good(visit.now),
+        fresh=uuid4,
         first=f"{BASE}/keys" if after else None,
         next=f"{BASE}/keys?after={clients[-1][0].id}" if len(found) > _PAGE else None,
     )
@@ -111,13 +115,14 @@ def _made(visit: Visit, form: KeyForm) -> tuple[ApiKey, str]:
     if not form.scopes:
         raise Invalid("scopes", "choose at least one; a key without any may do nothing")
     if form.client == "" and keys.client_named(tx, name) is not None:
-        raise Invalid("name", "there is a client of this name; choose it above, or use another name")
+        raise Invalid("name", "a client or a person has this name; choose the client above, or use another name")
     return keymaking.create(
         tx,
         name=name,
         scopes=[scope for scope in Scope if scope in form.scopes],
         client_id=keymaking.client_of(tx, str(form.client)).id if form.client else None,
         expires_at=periods.moment(form.expires, visit.now, field="expires") if form.expires else None,
+        key_id=form.as_id,
     )
 
 
@@ -125,7 +130,7 @@ def _made(visit: Visit, form: KeyForm) -> tuple[ApiKey, str]:
 def rotate(visit: Keying, key_id: UUID, form: Annotated[RotationForm, Form()]) -> HTMLResponse:
     """Make a key that takes another one's place; it is on this page, and nowhere after it."""
     overlap = timedelta(hours=form.overlap_hours)
-    made, secret = keymaking.rotate(visit.tx, key_id, overlap=overlap, now=visit.now)
+    made, secret = keymaking.rotate(visit.tx, key_id, overlap=overlap, now=visit.now, as_id=form.as_id)
     _note(visit, "key.rotated", made, instead_of=str(key_id), overlap_hours=form.overlap_hours)
     return _hand_over(visit, made, secret)
 
@@ -178,6 +183,7 @@ def _client(
         is_person=keys.is_person(visit.tx, client.id),
         keys=keys.of_clients(visit.tx, [client.id], at=visit.now, ended=_ALL_ENDED),
         is_good=_is_good(visit.now),
+        fresh=uuid4,
         form=form,
         problem=problem,
         field=problem.field if isinstance(problem, Invalid) else "",

@@ -21,8 +21,10 @@ from pydantic import BaseModel, Field
 from app.api.auth import PAGES as BASE
 from app.api.cursors import cursor as make_cursor
 from app.api.cursors import place
+from app.api.schemas.base import Line
 from app.audit import evidence, inspection
 from app.audit.inspection import Log
+from app.dashboard.log_words import DEEDS, KINDS
 from app.dashboard.rendering import words
 from app.dashboard.visits import Auditing, Reading, Visit
 from app.errors import Invalid, NotFound
@@ -34,38 +36,10 @@ router = APIRouter(prefix=BASE)
 _ON_A_PAGE: Final = 50
 _MOST_WAITING: Final = 10_001
 _Place = Annotated[int, Path(ge=0, le=2**53)]
-_Word = Annotated[str | None, Query(max_length=64)]
+_Word = Annotated[Line | None, Query(max_length=64)]
 _Kind = Annotated[str, Query(alias="type", max_length=40)]
 _From = Annotated[str, Query(alias="from", max_length=20)]
 _OF_EVERY_LEAF: Final = frozenset({"v", "log", "type", "nonce", "day", "commit", "ref"})
-
-KINDS: Final[Mapping[str, str]] = {
-    "log.opened": "The log was opened",
-    "log.key_rotated": "Another key began to sign the log",
-    "request.received": "A request came in",
-    "request.identity_confirmed": "An identity was confirmed",
-    "request.extended": "A deadline was extended",
-    "request.refused": "A request was refused",
-    "request.withdrawn": "A request was taken back",
-    "request.reopened": "A request was opened again",
-    "erasure.started": "An erasure began",
-    "erasure.done": "A model forgot a person",
-    "model.registered": "A model was registered",
-    "unlearn.done": "A model was changed to forget",
-    "verify.passed": "A changed model passed its test",
-    "verify.failed": "A changed model failed its test",
-    "model.promoted": "A model version went live",
-    "model.retired": "A model was retired",
-    "model.rolled_back": "A model was rolled back",
-    "key.shredded": "A person's key was destroyed",
-    "key.backup_expired": "A destroyed key left the last backup",
-    "certificate.issued": "A certificate was issued",
-    "recipients.notified": "Recipients were told",
-    "request.closed": "A request was closed",
-    "config.changed": "The configuration changed",
-    "retention.pruned": "Old records were deleted",
-}
-"""The types of leaves in plain words; a test compares them with the verifier's schema."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +78,6 @@ def _facts(name: str, value: object) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [(f"{words(name)} {end}", str(weights)) for end, weights in value.items()]
     return [(words(name), ("yes" if value else "no") if isinstance(value, bool) else str(value))]
-
-
-DEEDS: Final[Mapping[str, str]] = {
-    "person.added": "let somebody in",
-    "person.roles_changed": "changed somebody's roles",
-    "person.disabled": "kept somebody out",
-    "person.enabled": "let somebody in again",
-    "person.invited_again": "made somebody a new code; password and second factor went",
-    "person.sessions_ended": "ended somebody's sessions",
-    "other_sessions.ended": "ended their sessions in other browsers",
-    "password.set": "set a password with a code",
-    "password.changed": "changed their password",
-    "password.refused": "gave a wrong old password",
-    "second_factor.set_up": "set up a second factor",
-    "signed_in": "signed in",
-    "signed_out": "signed out",
-    "sign_in.failed": "failed to sign in",
-    "provider_account.bound": "came by the identity provider for the first time; that account is theirs now",
-    "log.record_opened": "opened a record behind the public log",
-}
-"""Kinds of the internal log in plain words; of others their own words are shown."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ router = APIRouter(prefix=BASE)
 
 MAY: Final[Mapping[Right, str]] = {
     Right.READ: "read every page but the internal log",
-    Right.DECIDE: "make requests by hand; approve, refuse, hold, extend and cancel them",
+    Right.DECIDE: "make requests by hand; approve, refuse, hold, extend and take them back",
     Right.LOOK_UP: "search by user id; each search is written down",
     Right.EXPORT: "export the list of requests",
-    Right.RETRY: "run failed work again",
+    Right.RETRY: "try failed work again",
     Right.ROLL_BACK: "take a model back to an earlier version",
     Right.WEBHOOKS: "set up webhooks",
     Right.KEYS: "make and revoke API keys",

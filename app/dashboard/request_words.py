@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from app.dashboard.log_words import KINDS
 from app.dashboard.rendering import words
 from app.domain.decisions import ExtensionReason, Ground, HoldGround, IdentityLevel, Kind, Notice
 from app.domain.lifecycle import JobStatus, RequestStatus
@@ -36,7 +37,7 @@ STATES: Final[dict[str, State]] = {
     ),
     _S.ON_HOLD: State(
         "It waits on purpose, and its clock runs on. Nothing has been changed or destroyed for it.",
-        "An officer looks at it again on the day of review, then releases, refuses or cancels it.",
+        "An officer looks at it again on the day of review, then ends the hold, refuses the request or takes it back.",
     ),
     _S.QUEUED: State(
         "It waits for the next update of each model, together with the requests of others.",
@@ -165,32 +166,6 @@ _EVENTS: Final[dict[str, str]] = {
         Kind.BURST: "The service asked people: too many would leave a model within a day",
     }.items()},
 }  # fmt: skip
-_ENTRIES: Final = {
-    "log.opened": "The log was opened",
-    "log.key_rotated": "The log's key was changed",
-    "request.received": "A request was received, with its deadline",
-    "request.identity_confirmed": "The identity was confirmed",
-    "request.extended": "The deadline was extended",
-    "request.refused": "The request was refused, wholly or in part",
-    "request.withdrawn": "The request was taken back",
-    "request.reopened": "The request was opened again after a rollback",
-    "erasure.started": "The erasure began",
-    "erasure.done": "The erasure from a model was done",
-    "model.registered": "A model was registered",
-    "unlearn.done": "New weights were computed",
-    "verify.passed": "The new weights passed verification",
-    "verify.failed": "The new weights did not pass verification",
-    "model.promoted": "The new weights went live",
-    "model.retired": "The old weights were retired",
-    "model.rolled_back": "The model was rolled back",
-    "key.shredded": "The key of the user id was deleted",
-    "key.backup_expired": "The last backup that may hold the deleted key expired",
-    "certificate.issued": "A certificate was issued",
-    "recipients.notified": "Recipients were told",
-    "request.closed": "The request was closed",
-    "config.changed": "A setting was changed",
-    "retention.pruned": "Old entries were pruned",
-}
 
 
 def of_event(kind: str) -> str:
@@ -208,7 +183,24 @@ def of_entry(kind: str) -> str:
     >>> of_entry("key.shredded")
     'The key of the user id was deleted'
     """
-    return _ENTRIES.get(kind) or words(kind.replace(".", ": "))
+    return KINDS.get(kind) or words(kind.replace(".", ": "))
+
+
+def of_reason(reason: str) -> str:
+    """Why a request is where it is: what begins with a code word begins with what it means instead.
+
+    >>> of_reason("legal_hold, to be reviewed on 2026-12-14")
+    "Legal hold: the person's data must be kept for now, to be reviewed on 2026-12-14"
+    >>> of_reason("refused: art17_3_e_legal_claims"), of_reason("located: out of memory")
+    ('refused: Needed for legal claims, Art. 17(3)(e)', 'while computing new weights: out of memory')
+    """
+    head, comma, rest = reason.partition(", ")
+    if head in HOLDS:
+        return f"{HOLDS[head]}{comma}{rest}"
+    head, colon, rest = reason.partition(": ")
+    if head in STEPS and colon:
+        return f"while {STEPS[head]}: {rest}"
+    return f"{head}: {GROUNDS[rest]}" if rest in GROUNDS else reason
 
 
 def of_ground(kind: str, ground: str | None) -> str | None:

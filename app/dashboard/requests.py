@@ -92,7 +92,10 @@ class Listed:
 
 async def _typed(request: Request) -> str:
     """The user id of a form; whatever else was sent is no id, and is looked up and written down as such."""
-    form = await request.form()
+    try:
+        form = await request.form()
+    except UnicodeError:  # a part's charset is its sender's word, and some of Python's read nothing
+        return ""
     typed = form.get("user_id")
     return typed if isinstance(typed, str) else ""
 

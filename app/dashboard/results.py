@@ -81,7 +81,7 @@ class Result:
     @property
     def gates(self) -> Sequence[Json]:
         """What was tested."""
-        return self.report.verdict.get("gates", ()) if self.report else ()
+        return self.report.verdict.get("gates") or () if self.report else ()
 
     def gate(self, name: str) -> Json:
         """One gate's numbers, such as those of ``G3``; nothing if it did not run."""
@@ -125,7 +125,7 @@ def _of_usefulness(n: Json) -> list[str]:
 
 
 def _of_forgetting(n: Json) -> list[str]:
-    if any(n.get(key) is None for key in ("power_on_members", "power_interval_95", "alpha_each_tail")):
+    if any(n.get(key) is None for key in ("power_on_members", "power_interval_95", "alpha_each_tail", "members")):
         return []
     low, high = n["power_interval_95"]
     level, power, members = n["alpha_each_tail"], n["power_on_members"], n["members"]

@@ -73,7 +73,8 @@ def sign_in(
     found = people.sign_in(tx, login=form.login, password=form.password, code=form.code, now=now, settings=settings)
     if isinstance(found, ExpungeError):
         return form_page(request, settings, wanted=form.next, problem=str(found), status=found.status)
-    return seat(request, tx, cookie=found.cookie, wanted=form.next)
+    wanted = f"{BASE}/second-factor" if people.needs_second_factor(found.person, settings) else form.next
+    return seat(request, tx, cookie=found.cookie, wanted=wanted)
 
 
 def seat(request: Request, tx: Transaction, *, cookie: str, wanted: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, log10
 from statistics import median
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from app.dashboard.rendering import number
 Json = Mapping[str, Any]  # Any: JSON
 _WIDTH, _LEFT, _ROW, _TOP, _FOOT = 640, 76, 92, 8, 20
 _MOST_SAID: Final = 5
+_SIDES: Final = ("strangers", "members", "users")
 SCALES: Final = {
     "calibrated": "how sure the model is of a person's samples, compared with models that never saw the person "
     "(standardised confidence)",
@@ -29,18 +31,28 @@ class Row:
     strangers: Sequence[float]
     members: Sequence[float]
     users: Sequence[float]
+    span: float = 0.0
+    """From the lowest to the highest value of the whole plot: what is far smaller is written as 0."""
 
-    @property
-    def middles(self) -> tuple[float | None, float | None]:
-        """Medians of strangers and of members."""
-        return _middle(self.strangers), _middle(self.members)
+    def middle(self, values: Sequence[float]) -> str:
+        """A group's median."""
+        return self.written(median(values)) if values else "–"
+
+    def written(self, value: float) -> str:
+        """A value to about the thousandth part of the plot's width, which is as far as eyes go.
+
+        >>> Row("after", [], [], [], span=5.6).written(-6.95e-07), Row("", [], [], [], span=5.6).written(-2.7891)
+        ('0', '-2.79')
+        """
+        digits = 3 - ceil(log10(self.span)) if self.span > 0 else 12
+        return number(round(value, digits) + 0.0, 4)  # + 0.0: no minus before a zero
 
     @property
     def said(self) -> str:
         """The forgotten people's own numbers, or their range where there are many."""
         if len(self.users) > _MOST_SAID:
-            return f"{number(min(self.users))} to {number(max(self.users))} ({len(self.users)} people)"
-        return ", ".join(number(value) for value in self.users) or "–"
+            return f"{self.written(min(self.users))} to {self.written(max(self.users))} ({len(self.users)} people)"
+        return ", ".join(map(self.written, self.users)) or "–"
 
     @property
     def above(self) -> str:
@@ -58,19 +70,14 @@ def rows(gate: Json) -> list[Row]:
         "after": gate.get("statistics_after"),
         "after one more epoch": again.get("statistics"),
     }
-    return [_row(name, said) for name, said in found.items() if said]
-
-
-def _row(name: str, said: Json) -> Row:
-    return Row(name, *(_known(said.get(side, ())) for side in ("strangers", "members", "users")))
+    sides = {name: [_known(said.get(side, ())) for side in _SIDES] for name, said in found.items() if said}
+    values = [value for groups in sides.values() for group in groups for value in group]
+    span = max(values) - min(values) if values else 0.0
+    return [Row(name, strangers, members, users, span) for name, (strangers, members, users) in sides.items()]
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _middle(values: Sequence[float]) -> float | None:
-    return median(values) if values else None
 
 
 def draw(found: Sequence[Row]) -> Markup | None:
@@ -82,7 +89,10 @@ def draw(found: Sequence[Row]) -> Markup | None:
     scale = _Scale(low, high if high > low else low + 1.0)
     height = _TOP + _ROW * len(found) + _FOOT
     drawn = [part for place, row in enumerate(found) for part in _band(row, scale, top=_TOP + place * _ROW)]
-    ends = [_text(_LEFT, height - 4, number(low)), _text(_WIDTH, height - 4, number(high), "end")]
+    ends = [
+        _text(_LEFT, height - 4, f"{found[0].written(low)}  ← forgotten"),
+        _text(_WIDTH, height - 4, f"remembered →  {found[0].written(high)}", "end"),
+    ]
     return Markup('<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}">{}</svg>').format(
         described(found), _WIDTH, height, Markup("").join([*drawn, *ends])
     )
@@ -91,7 +101,7 @@ def draw(found: Sequence[Row]) -> Markup | None:
 def described(found: Sequence[Row]) -> str:
     """The plot in words, for whom it is not drawn."""
     return "; ".join(
-        f"{row.name}: strangers in the middle at {number(row.middles[0])}, members at {number(row.middles[1])}, "
+        f"{row.name}: strangers in the middle at {row.middle(row.strangers)}, members at {row.middle(row.members)}, "
         f"forgotten at {row.said}, above {row.above} of strangers"
         for row in found
     )
@@ -110,7 +120,7 @@ def _band(row: Row, scale: _Scale, *, top: int) -> list[Markup]:
     floor = top + _ROW - 14
     return [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(_LEFT, _WIDTH, floor, floor),
-        _text(_WIDTH, top + 10, row.name, "end"),
+        _text(_LEFT, top + 10, row.name),
         _text(_LEFT - 6, top + 34, "members", "end"),
         _text(_LEFT - 6, top + 64, "strangers", "end"),
         _dots(row.members, scale, at=top + 30, tone="info", name="members"),

@@ -117,6 +117,8 @@ def _details(event: Event, zone: ZoneInfo) -> Iterator[tuple[str, str]]:
             continue
         if name == "notice":
             yield "Notice", request_words.NOTICES.get(str(value), words(str(value)))
+        elif name == "reason":
+            yield "Why", request_words.of_reason(str(value))
         else:
             yield words(name).capitalize(), _shown(str(value), zone)
 
@@ -137,7 +139,6 @@ def _entries(told: Told) -> Iterator[Line]:
             entry.at,
             "log",
             request_words.of_entry(entry.type),
-            notes=(("Type", entry.type),),
             place=place,
             is_public=place is not None and place < told.shown,
         )

@@ -125,8 +125,10 @@ def seated(request: Request, tx: Transaction, now: Now, settings: CurrentSetting
     request.scope[auth.ASKED] = True  # the door remembers who came with a good cookie
     cookie = request.cookies.get(COOKIE)
     person = people.visitor(tx, cookie, now=now, settings=settings) if cookie else None
-    if person is None:
+    if cookie is None or person is None:
         raise Unauthenticated("sign in; a session ends when it is left alone")
+    if "hx-request" not in request.headers:
+        people.note_presence(tx, cookie, now=now)
     return Visit(request, tx, person, now, settings)
 
 

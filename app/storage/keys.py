@@ -28,6 +28,17 @@ def add(tx: Session, key: ApiKey) -> ApiKey:
     return key
 
 
+def need_unmade(tx: Session, key_id: UUID) -> None:
+    """Let a form that is sent twice make one key; whoever is second waits for the first.
+
+    Raises:
+        Conflict: There is a key with this id.
+    """
+    tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(key_id), 7215007))))
+    if tx.get(ApiKey, key_id) is not None:
+        raise Conflict("this form was sent already; the key that it made was shown then, and is in the list")
+
+
 def add_client(tx: Session, *, name: str, oidc_subject: str | None = None) -> Client:
     """Store a new client."""
     client = Client(name=name, oidc_subject=oidc_subject)

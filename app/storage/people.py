@@ -25,6 +25,11 @@ def add(tx: Session, person: Person) -> Person:
     return person
 
 
+def reserve(tx: Session, login: str) -> None:
+    """Let nobody else take a login that is nobody's until the transaction ends."""
+    tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(login, 7215006))))
+
+
 def every(tx: Session) -> Sequence[Person]:
     """Everybody, in order of their logins."""
     return tx.scalars(select(Person).order_by(Person.login)).all()
@@ -113,15 +118,16 @@ def sessions(tx: Session) -> dict[UUID, tuple[int, datetime]]:
 
 
 def failures(tx: Session, login_digest: bytes) -> tuple[int, datetime] | None:
-    """How often a login failed lately, and when last; held, so that guesses at one login come one after the other."""
-    tx.execute(
-        insert(SignInFailure)
-        .values(login_digest=login_digest, failures=0, failed_at=func.now())
-        .on_conflict_do_nothing()
+    """How often a login failed lately, and when last; held, so that guesses at one login come one after the other.
+
+    One statement: between an insert and a select, another sign-in of this login may succeed and take the row away.
+    """
+    first = insert(SignInFailure).values(login_digest=login_digest, failures=0, failed_at=func.now())
+    held = first.on_conflict_do_update(
+        index_elements=[SignInFailure.login_digest], set_={"failures": SignInFailure.failures}
     )
-    found = select(SignInFailure).where(SignInFailure.login_digest == login_digest).with_for_update()
-    row = tx.scalars(found.execution_options(populate_existing=True)).one()
-    return (row.failures, row.failed_at) if row.failures else None
+    count, last = tx.execute(held.returning(SignInFailure.failures, SignInFailure.failed_at)).one()
+    return (count, last) if count else None
 
 
 def note_failure(tx: Session, login_digest: bytes, *, now: datetime) -> None:

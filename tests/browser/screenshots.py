@@ -9,9 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,6 +26,8 @@ from tests.dashboard import enter
 from tests.house import Installation, installation
 from tests.pages import OPEN_TO_ALL, paths
 
+_COLOURS = 64
+"""Pages have few; with all of them the pictures are four times as large."""
 OUTPUT = Path(__file__).parents[2] / "docs" / "dashboard"
 EMPTY = {"home-empty": "", "requests-empty": "/requests", "webhooks-empty": "/webhooks", "log-empty": "/log"}
 ERRORS = {"error-not-found": f"/requests/{uuid4()}", "error-form": "/requests?state=eaten"}
@@ -70,7 +74,8 @@ def take(desk: Desk, walked: Mapping[str, str], scheme: str, console: Console) -
     with Progress(console=console, transient=True) as bars:
         for name, path in bars.track(walked.items(), description=f"pictures, {scheme}"):
             page = desk.open(path)
-            page.screenshot(path=OUTPUT / f"{name}-{scheme}.png", full_page=True)
+            picture = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
+            picture.quantize(_COLOURS).save(OUTPUT / f"{name}-{scheme}.png", optimize=True)
     desk.context.close()
 
 

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -207,6 +208,13 @@ def test_a_part_of_a_page_takes_the_whole_page_to_the_sign_in(stranger: httpx.Cl
     answer = stranger.get("/admin/models/toy/jobs", headers={"HX-Request": "true", "HX-Current-URL": current})
     assert (answer.status_code, answer.text) == (200, "")
     assert answer.headers["HX-Redirect"] == "/admin/sign-in?next=/admin/requests%3Fstate%3Dopen"
+
+
+@pytest.mark.parametrize("current", ["http://[", "//[", "x"])
+def test_an_address_that_is_none_leads_to_the_sign_in_alone(stranger: httpx.Client, current: str) -> None:
+    answer = stranger.get("/admin/models/toy/jobs", headers={"HX-Request": "true", "HX-Current-URL": current})
+    assert (answer.status_code, answer.text) == (200, "")
+    assert answer.headers["HX-Redirect"].startswith("/admin/sign-in")
 
 
 def test_who_signs_in_comes_back_to_where_they_wanted(stranger: httpx.Client) -> None:
@@ -424,6 +432,95 @@ def test_over_tls_browsers_are_told_to_stay_there(postgres_server: str, template
         assert fresh.get("/requests", headers=tls).status_code == 200
         elsewhere = {**tls, "X-Forwarded-For": "203.0.113.8"}
         assert Browser(house).get("/admin/sign-in", **elsewhere).status_code == 200, "another address is not blamed"
+
+
+# --- nonsense ---------------------------------------------------------------------------------------------------------
+
+NONSENSE = [
+    *(
+        "",
+        "\0",
+        "a\0b",
+        "-1",
+        "NaN",
+        "1e999",
+        "9" * 20,
+        "\u0663",
+        "x" * 2000,
+        "\u202e<script>\ufffe",
+        "%00",
+        "\r\nX: y",
+    ),
+    *("0001-01-01", "9999-12-31", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", str(uuid4())),
+    *("t9999999999999999s1", "t1s999999999999999999", "i999999999999999999", "toy"),
+]
+ALONE = ("\0", "9" * 20, "9999-12-31")
+"""What the only field that was filled in holds; with all words that would take minutes."""
+CODECS = ("utf-16", "utf-7", "unicode_escape", "undefined", "idna", "hex")
+
+
+def fields_of(router: Any) -> dict[str, set[str]]:
+    """The names that each route reads from an address or a form."""
+    found: dict[str, set[str]] = {}
+    for route in router.routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            found |= fields_of(included)
+            continue
+        names = set(_names(route.dependant))
+        found |= {f"{method} {route.path.removeprefix('/admin')}": names for method in route.methods - {"HEAD"}}
+    return found
+
+
+def _names(dependant: Any) -> Iterator[str]:
+    for field in (*dependant.query_params, *dependant.body_params):
+        shape = field.field_info.annotation
+        inner = getattr(shape, "model_fields", None)
+        yield from [more.alias or name for name, more in inner.items()] if inner else [field.alias]
+    for nested in dependant.dependencies:
+        yield from _names(nested)
+
+
+def nonsense(route: str, said: str) -> Iterator[dict[str, Any]]:
+    """Calls with one word in every place of a route: in its path, in each field alone, and in all of them."""
+    method, path = route.split(" ", 1)
+    filled = re.sub(r"\{(\w+)\}", lambda found: FILLED.get(found[1]) or str(uuid4()), path)
+    if "{" in path:
+        yield {"method": method, "url": "/admin" + re.sub(r"\{\w+\}", quote(said, safe=""), path)}
+    names = FIELDS[route] | {"done", "user_id"}
+    for chosen in ({name} for name in names) if said in ALONE else ():
+        where = "params" if method == "GET" else "data"
+        yield {"method": method, "url": f"/admin{filled}", where: dict.fromkeys(chosen, said)}
+    yield {"method": method, "url": f"/admin{filled}", "params": dict.fromkeys(names, said)}
+    if method == "POST":
+        yield {"method": method, "url": f"/admin{filled}", "data": dict.fromkeys(names, said)}
+
+
+FIELDS = fields_of(site.router)
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if not route.startswith("POST /sign-")])
+def test_nonsense_is_refused_and_surprises_nobody(house: Installation, route: str) -> None:
+    """With every right: what is refused here is refused for what it says."""
+    guest = enter(house, *Role)
+    for said in NONSENSE:
+        for wanted in nonsense(route, said):
+            answer = guest.http.request(**wanted)
+            assert answer.status_code < 500, (wanted, text_of(answer))
+            assert is_dressed(answer)
+            assert "<script>\ufffe" not in answer.text
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_a_form_in_an_alphabet_of_nobodys_is_refused(house: Installation, route: str) -> None:
+    guest = enter(house, *Role)
+    path = re.sub(r"\{(\w+)\}", lambda found: FILLED.get(found[1]) or str(uuid4()), route.removeprefix("POST "))
+    part = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\n\\ud800 +2AA-\r\n'
+    body = "".join(part.format(name) for name in FIELDS[route] | {"user_id"}) + "--x--\r\n"
+    for codec in CODECS:
+        kind = f"multipart/form-data; boundary=x; charset={codec}"
+        answer = guest.http.post(f"/admin{path}", content=body.encode(), headers={"Content-Type": kind})
+        assert answer.status_code < 500, (codec, text_of(answer))
 
 
 # --- keys and cookies ------------------------------------------------------------------------------------------------

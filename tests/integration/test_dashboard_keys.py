@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -115,6 +116,18 @@ def test_a_rotated_key_is_good_beside_the_new_one_until_the_overlap_ends(front_d
     admin.post(f"/keys/{row_of(front_door, new).id}/rotate", overlap_hours="0")
     assert calls(front_door, new) == 401
     assert admin.post(f"/keys/{row_of(front_door, new).id}/rotate", overlap_hours="0").status_code == 409
+
+
+def test_a_form_that_is_sent_four_times_at_once_makes_one_key(front_door: Installation) -> None:
+    admin = enter(front_door, Role.ADMIN)
+    [form] = re.findall(r'name="as_id" value="([^"]+)"', admin.get("/keys/new").text)
+    row = row_of(front_door, make(admin, Scope.MODELS_READ))
+    made = {"client": str(row.client_id), "name": "twice", "scopes": Scope.MODELS_READ.value, "as_id": form}
+    rotated = {"overlap_hours": "1", "as_id": str(uuid4())}
+    for path, sent in (("/keys/new", made), (f"/keys/{row.id}/rotate", rotated)):
+        with ThreadPoolExecutor(4) as hands:
+            answers = list(hands.map(lambda _: admin.post(path, **sent).status_code, range(4)))  # noqa: B023 - awaited
+        assert sorted(answers) == [200, 409, 409, 409], path
 
 
 @pytest.mark.parametrize("role", [role for role in Role if role is not Role.ADMIN])

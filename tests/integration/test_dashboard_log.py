@@ -453,7 +453,9 @@ def test_the_internal_log_says_who_did_what_to_whom_and_is_filtered(office: Offi
     assert "Nothing of this kind" in text_of(auditor.get("/log/internal?what=no.such"))
 
 
-@pytest.mark.parametrize("query", ["person=x", f"person={UUID(int=7)}", "cursor=x", "cursor=l5", "cursor=i-5"])
+@pytest.mark.parametrize(
+    "query", ["person=x", f"person={UUID(int=7)}", "cursor=x", "cursor=l5", "cursor=i-5", "what=%00"]
+)
 def test_the_internal_log_refuses_nonsense(auditor: Guest, query: str) -> None:
     assert auditor.get(f"/log/internal?{query}").status_code == 422
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -163,6 +164,35 @@ def test_a_login_is_given_once(admin: Guest) -> None:
     assert page.status_code == 409
     assert "Somebody has this login already" in text_of(page)
     assert 'value="Two"' in page.text
+
+
+def test_a_button_that_is_pressed_twice_lets_somebody_in_once(front_door: Installation, admin: Guest) -> None:
+    form = {"login": f"{uuid4().hex}@example.org", "name": uuid4().hex, "roles": "viewer"}
+    with ThreadPoolExecutor(6) as crowd:
+        answers = list(crowd.map(lambda _: admin.post("/people/new", **form).status_code, range(6)))
+    assert sorted(answers) == [200, *[409] * 5]
+    with transaction(front_door.engine) as tx:
+        assert tx.scalar(text("SELECT count(*) FROM clients WHERE name = :name"), {"name": form["name"]}) == 1
+
+
+def test_two_admins_can_not_remove_each_other_at_once(front_door: Installation, admin: Guest) -> None:
+    """Whoever comes second is out already, or is the last one."""
+    for deed, form in (("disable", {}), ("roles", {"roles": "viewer"})):
+        left, right = (enter(front_door, Role.ADMIN) for _ in range(2))
+        with transaction(front_door.engine) as tx:
+            others = text("UPDATE people SET disabled_at = now() WHERE 'admin' = ANY(roles) AND id NOT IN (:a, :b)")
+            tx.execute(others, {"a": left.person_id, "b": right.person_id})
+        with ThreadPoolExecutor(2) as crowd:
+            pairs = [(left, right), (right, left)]
+            pressed = [crowd.submit(one.post, f"/people/{two.person_id}/{deed}", **form) for one, two in pairs]
+            answers = sorted(answer.result().status_code for answer in pressed)
+        with transaction(front_door.engine) as tx:
+            still = "SELECT count(*) FROM people WHERE 'admin' = ANY(roles) AND disabled_at IS NULL"
+            count = tx.scalar(text(still))
+            tx.execute(text("UPDATE people SET disabled_at = NULL WHERE id = :id"), {"id": admin.person_id})
+        assert count == 1, answers
+        assert answers[0] == 303
+        assert answers[1] in {401, 403, 409}
 
 
 def test_who_signs_in_by_the_provider_gets_no_code(front_door: Installation) -> None:

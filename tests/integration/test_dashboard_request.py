@@ -367,11 +367,16 @@ def alter(bench: Bench, request_id: UUID) -> None:
         payload = envelope["payload"]
         place = len(payload) // 2
         other = "A" if payload[place] != "A" else "B"
-        changed = {**envelope, "payload": payload[:place] + other + payload[place + 1 :]}
+    become(bench, request_id, {**envelope, "payload": payload[:place] + other + payload[place + 1 :]})
+
+
+def become(bench: Bench, request_id: UUID, envelope: Any) -> None:
+    """Put something else into a certificate's place."""
+    with transaction(bench.ctx.engine) as tx:
         tx.execute(text("ALTER TABLE certificates DISABLE TRIGGER USER"))
         tx.execute(
             text("UPDATE certificates SET envelope = CAST(:new AS jsonb) WHERE request_id = :id"),
-            {"new": json.dumps(changed), "id": request_id},
+            {"new": json.dumps(envelope), "id": request_id},
         )
 
 
@@ -419,6 +424,12 @@ def test_a_completed_request_shows_its_history_its_model_and_a_certificate_that_
         assert bad.status_code == 200
         assert "NOT verified: Signature of the issuer, Entry in the public log" in text_of(bad)
         assert "It is not shown: its signature is not by this service" in text_of(bad)
+        printed = desk.get(f"{forgotten}/certificate.html")
+        assert (printed.status_code, "is not what was issued" in text_of(printed)) == (409, True)
+        become(bench, forgotten, [])
+        assert "NOT verified: Signature" in text_of(desk.get(f"{forgotten}/certificate/verify"))
+        statuses = [desk.get(f"{forgotten}/certificate.{end}").status_code for end in ("html", "tlog-proof", "tsr")]
+        assert statuses == [409, 409, 409], "no page of ours fails over what somebody left in our tables"
         assert "Verified: everything" in text_of(desk.get(f"{other}/certificate/verify"))
 
         with transaction(bench.ctx.engine) as tx:
@@ -427,6 +438,32 @@ def test_a_completed_request_shows_its_history_its_model_and_a_certificate_that_
         said.clear()
         assert text_of(desk.get(str(other))).count("notice: unheard of") == 300
         assert len(said) == few <= 22
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("UPDATE log_tiles SET hashes = ''", "NOT verified: Inclusion in the log"),
+        ("UPDATE log_checkpoints SET size = 1", "NOT verified: Inclusion in the log"),
+        ("UPDATE log_keys SET vkey = 'x+00000000+AAAA'", "NOT verified: Inclusion in the log"),
+        ("UPDATE audit_entries SET leaf_index = NULL WHERE leaf_index > 2", "Not verified: something could not be"),
+    ],
+)
+def test_a_part_of_the_log_that_is_gone_is_not_a_matter_of_seconds(bench: Bench, loss: str, said: str) -> None:
+    """Whoever took it away would like the page to say that it will come."""
+    request_id = bench.demand(3)
+    bench.run_all()
+    wait_until(bench.is_published, 20, "the log is published")
+    with inside(bench) as (http, _), transaction(bench.ctx.engine) as tx:
+        assert "Verified: everything" in text_of(Desk(bench, http, Role.VIEWER).get(f"{request_id}/certificate/verify"))
+        tx.execute(text("SET LOCAL session_replication_role = replica"))
+        tx.execute(text("UPDATE certificates SET issued_at = issued_at - interval '3 minutes'"))
+        tx.execute(text(loss))
+        tx.commit()
+        page = Desk(bench, http, Role.VIEWER).get(f"{request_id}/certificate/verify")
+    assert page.status_code == 200
+    assert said in text_of(page)
+    assert "in a few seconds" not in text_of(page)
 
 
 def test_files_of_a_certificate_are_the_ones_that_the_verifier_takes(bench: Bench, tmp_path: Any) -> None:
@@ -445,7 +482,11 @@ def test_files_of_a_certificate_are_the_ones_that_the_verifier_takes(bench: Benc
             (tmp_path / name[1]).write_bytes(answer.content)
         words = [str(tmp_path / w) if w.startswith("certificate-") else w for w in command[1].split()]
         assert verifier.main(words) == 0
-        assert desk.get(f"{request_id}/certificate.html").status_code == 200
+        printed = desk.get(f"{request_id}/certificate.html")
+        assert printed.status_code == 200
+        policy = printed.headers["content-security-policy"].split("; ")
+        assert {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} < set(policy)
+        assert not any(part.startswith("script-src") for part in policy)
         assert desk.get(f"{request_id}/certificate.tsr").status_code == 404
         assert viewer.get(f"{request_id}/receipt").status_code == 403
         assert desk.get(f"{request_id}/receipt").status_code == 200

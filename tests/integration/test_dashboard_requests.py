@@ -407,6 +407,11 @@ def test_a_look_up_of_something_that_is_no_text_is_written_down_as_well(front_do
     assert answer.status_code == 422
     assert officer.get("/requests/look-up").status_code in {404, 405, 422}, "never by an address"
     assert len(noted(front_door.engine, officer, "request.looked_up")) == 1
+    kind = "multipart/form-data; boundary=x; charset=undefined"  # a codec of Python's that reads nothing
+    part = b'--x\r\nContent-Disposition: form-data; name="user_id"\r\n\r\nu-1\r\n--x--\r\n'
+    unreadable = officer.http.post("/admin/requests/look-up", content=part, headers={"Content-Type": kind})
+    assert unreadable.status_code == 422
+    assert len(noted(front_door.engine, officer, "request.looked_up")) == 2
 
 
 def test_a_request_made_by_hand_is_one_however_often_the_form_is_sent(

@@ -285,7 +285,7 @@ def test_one_message_is_sent_again_and_a_portals_own_is_no_page(front_door: Inst
         attempt = {"outcome": "retry", "status_code": 500, "error": None, "duration_ms": 31}
         tx.add(WebhookAttempt(delivery_id=delivery_id, at=datetime.now(UTC), **attempt))
     shown = text_of(engineer.get(f"/webhooks/deliveries/{delivery_id}"))
-    assert "retry 500 31 ms" in shown
+    assert "failed, to be tried again 500 31 ms" in shown
     assert '"id": "7"' in shown
     assert engineer.post(f"/webhooks/deliveries/{delivery_id}/replay").status_code == 303
     assert read(front_door, WebhookDelivery, delivery_id).next_attempt_at is not None

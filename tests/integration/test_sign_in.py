@@ -22,6 +22,7 @@ from app.domain.people import Role
 from app.storage.sessions import transaction
 from app.storage.tables import Person
 from tests.dashboard import COOKIE, Browser, text_of
+from tests.faults import wait_until
 from tests.house import Installation, installation
 from tests.services import new_database
 
@@ -246,6 +247,16 @@ def test_a_session_ends_when_it_is_left_alone_for_an_hour_or_after_twelve(
         assert datetime.now(UTC) - seen < timedelta(minutes=1), "whoever is there is not left alone"
 
 
+def test_a_page_that_asks_by_itself_does_not_keep_a_session_alive(house: Installation) -> None:
+    who = somebody(house)
+    browser = signed_in(house, who)
+    sql(house, "UPDATE browser_sessions SET seen_at = now() - interval '50 minutes' WHERE person_id = :id", id=who.id)
+    assert browser.get("/admin/models", **{"HX-Request": "true"}).status_code == 200
+    with transaction(house.engine) as tx:
+        seen = tx.scalar(text("SELECT seen_at FROM browser_sessions WHERE person_id = :id"), {"id": who.id})
+    assert datetime.now(UTC) - seen > timedelta(minutes=49)
+
+
 def test_sessions_that_ended_are_forgotten_with_the_next_sign_in(house: Installation) -> None:
     who = somebody(house)
     signed_in(house, who)
@@ -279,7 +290,7 @@ def test_after_three_wrong_guesses_a_login_must_wait(house: Installation, known:
     assert guesses == [401, 401, 401]
     assert held.status_code == 429, "the right password, too, and however the login is written"
     assert held.headers["Retry-After"] in {"1", "2"}
-    assert "too many wrong guesses at this login" in text_of(held)
+    assert "too many wrong guesses at this login" in text_of(held).lower()
     assert sign_in(house, somebody(house).login).status_code == 303, "nobody else waits"
     wait_is_over(house, 2)
     assert sign_in(house, login).status_code == (303 if known else 401)
@@ -304,6 +315,38 @@ def test_guesses_that_come_at_once_are_counted_one_by_one(house: Installation) -
         answers = list(pool.map(lambda _: sign_in(house, login, "wrong horse battery").status_code, range(12)))
     assert answers.count(401) == 3, answers
     assert answers.count(429) == 9
+
+
+def test_a_sign_in_button_that_is_pressed_twice_lets_in_after_a_failure_too(house: Installation) -> None:
+    """The first to come in takes the count of failures away, on which the others wait."""
+    for _ in range(3):
+        who = somebody(house)
+        assert sign_in(house, who.login, "wrong horse battery").status_code == 401
+        with ThreadPoolExecutor(4) as crowd:
+            answers = list(crowd.map(lambda login: sign_in(house, login), [who.login] * 4))
+        assert [answer.status_code for answer in answers] == [303] * 4
+
+
+def test_a_crowd_at_the_sign_in_leaves_connections_and_threads_to_requests(house: Installation) -> None:
+    """Sign-ins that hang on a lock are the worst of them: a crowd that gets in line holds two of ten connections."""
+    who = somebody(house)
+    assert sign_in(house, who.login, "wrong horse battery").status_code == 401
+    with ThreadPoolExecutor(40) as crowd, house.client() as api:
+        with transaction(house.engine) as tx:
+            tx.execute(text("SELECT FROM sign_in_failures FOR UPDATE"))
+            guesses = [crowd.submit(sign_in, house, who.login, "wrong horse battery") for _ in range(40)]
+            wait_until(lambda: sum(guess.done() for guess in guesses) >= 30, 20, "most are sent away")
+            for _ in range(8):
+                began = time.perf_counter()
+                assert api.post("/v1/erasure-requests", json={"user_id": uuid4().hex}).status_code == 202
+                assert api.get("/v1/models").status_code == 200
+                assert time.perf_counter() - began < 2
+        told = [guess.result() for guess in guesses]
+    assert {answer.status_code for answer in told} == {401, 429}
+    sent_away = [answer for answer in told if "many people sign in" in text_of(answer).lower()]
+    assert len(sent_away) == 30
+    assert {answer.headers["Retry-After"] for answer in sent_away} == {"3"}
+    assert sign_in(house, somebody(house).login).status_code == 303, "whoever comes later is heard"
 
 
 # --- the second factor -----------------------------------------------------------------------------------------------
@@ -489,6 +532,12 @@ def test_nobody_sees_a_page_before_their_second_factor_is_set_up(strict: Install
     assert browser.post("/admin/account/password", old=PASSWORD, new="another horse battery").status_code == 403
     assert browser.get("/admin/second-factor").status_code == 200
     assert browser.post("/admin/sign-out").status_code == 303
+
+
+def test_the_first_sign_in_leads_to_where_it_is_set_up(strict: Installation) -> None:
+    who = somebody(strict)
+    answer = Browser(strict).post("/admin/sign-in", login=who.login, password=PASSWORD)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/admin/second-factor")
 
 
 def test_with_it_they_do(strict: Installation) -> None:
