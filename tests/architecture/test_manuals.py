@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from app import metrics
+from app.domain.people import RIGHTS, Right, Role
 from app.domain.portals import PORTALS
 from app.domain.portals.base import Sent
 from app.queue import QUEUES
@@ -51,7 +52,7 @@ def test_what_is_no_setting_is_read_by_whom_we_say(name: str, reader: str) -> No
     assert name in (ROOT / reader).read_text()
 
 
-@pytest.mark.parametrize("manual", ["access", "decisions"])
+@pytest.mark.parametrize("manual", ["access", "dashboard", "decisions"])
 def test_a_table_of_settings_says_their_names_and_defaults(manual: str) -> None:
     rows = settings_in((ROOT / "docs" / f"{manual}.md").read_text())
     assert len(rows) > 3
@@ -68,6 +69,29 @@ def settings_in(page: str) -> dict[str, str]:
     [table] = re.findall(heads, page, re.MULTILINE)
     cells = [[cell.strip().strip("`") for cell in row.split("|")[1:3]] for row in table.splitlines()]
     return {f"EXPUNGE_{name.removeprefix('EXPUNGE_')}": default for name, default in cells}
+
+
+ROWS = [
+    {Right.READ},
+    {Right.DECIDE},
+    {Right.LOOK_UP},
+    {Right.RETRY},
+    {Right.EXPORT},
+    {Right.ROLL_BACK},
+    {Right.WEBHOOKS},
+    {Right.KEYS, Right.PEOPLE},
+    {Right.AUDIT},
+]
+"""The rights behind the rows of the dashboard's table of roles."""
+
+
+def test_the_table_of_roles_is_the_one_that_the_server_asks() -> None:
+    page = (ROOT / "docs" / "dashboard.md").read_text()
+    [head, rows] = re.findall(r"^(\| \| viewer .*)\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)[0]
+    roles = [Role(cell.strip()) for cell in head.split("|")[2:-1]]
+    told = [[cell.strip() == "✓" for cell in row.split("|")[2:-1]] for row in rows.splitlines()]
+    assert {right for row in ROWS for right in row} == set(Right)
+    assert told == [[row <= RIGHTS[role] for role in roles] for row in ROWS]
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
