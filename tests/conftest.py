@@ -9,7 +9,7 @@ from tests.services import database_url, postgres_server, template_database, val
 
 __all__ = ["database_url", "postgres_server", "template_database", "valkey_server"]
 
-LONG = ("e2e", "containers", "forgetting", "integration")
+LONG = ("browser", "e2e", "containers", "forgetting", "integration")
 SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE)
 
 
