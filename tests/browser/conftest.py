@@ -61,7 +61,8 @@ def sit(house: Installation, browser: Browser, guest: Guest | None, **context: A
     return desk
 
 
-@pytest.fixture(scope="session")
+# Of the package, not of the session: while Playwright runs, nothing else in the process may run an event loop.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if chromium.path() is None:
         pytest.skip(chromium.MISSING)
@@ -69,7 +70,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def house(
     browser: Browser, postgres_server: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
@@ -83,7 +84,7 @@ def house(
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def past(house: Installation) -> world.World:
     """Requests in every state, two versions, names that are long or hostile."""
     return world.build(house, people=2)
@@ -105,7 +106,7 @@ def seat(browser: Browser, house: Installation) -> Iterator[Seats]:
     assert not complaints
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def members() -> Iterator[int]:
     """People whom the model knows and nobody has asked about: not those of world.build."""
     return itertools.count(100)
