@@ -271,7 +271,7 @@ def would_undo(tx: Session, to: ModelVersion) -> Undoing:
     if not people:
         return Undoing(0, 0, 0, 0, [])
     rule = versions.served_without(to).with_only_columns(ErasureRequest.id, ErasureRequest.status)
-    asked = rule.cte("asked")  # read once, though it is counted twice
+    asked = rule.subquery()  # not as a CTE, which would be kept whole: 65 000 requests took 105 ms instead of 75
     ended = asked.c.status.in_(ERASED)
     papers = select(func.count()).select_from(Certificate).join(asked, asked.c.id == Certificate.request_id)
     counted = select(func.count(), func.count().filter(ended), papers.where(ended).scalar_subquery())
