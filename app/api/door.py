@@ -7,7 +7,6 @@ no database. Who a caller really is, is looked up by the route, in its own trans
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import transcend_token
+from app import people, transcend_token
 from app.api import auth, problems
 from app.api.caller_address import Peers
 from app.api.limits import Limits
@@ -144,7 +143,7 @@ def _seated(scope: Scope) -> Claim | None:
     cookie = Request(scope).cookies.get(auth.SESSION_COOKIE)
     if not cookie:
         return None
-    claim = scope[auth.SESSION] = Claim(key_digest=hashlib.sha256(cookie.encode()).digest())
+    claim = scope[auth.SESSION] = Claim(key_digest=people.digest_of(cookie))
     return claim
 
 

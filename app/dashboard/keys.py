@@ -176,9 +176,8 @@ def change_client(visit: Keying, client_id: UUID, form: Annotated[ClientForm, Fo
 def _client(
     visit: Visit, client: Client, form: ClientForm, *, problem: Invalid | Conflict | None = None
 ) -> HTMLResponse:
-    return visit.page(
+    return visit.form(
         "keys_client.html",
-        status=problem.status if problem else 200,
         client=client,
         is_person=keys.is_person(visit.tx, client.id),
         keys=keys.of_clients(visit.tx, [client.id], at=visit.now, ended=_ALL_ENDED),
@@ -186,18 +185,15 @@ def _client(
         fresh=uuid4,
         form=form,
         problem=problem,
-        field=problem.field if isinstance(problem, Invalid) else "",
         words=WORDS,
     )
 
 
 def _form(visit: Visit, form: KeyForm, *, problem: Invalid | Conflict | None = None) -> HTMLResponse:
-    return visit.page(
+    return visit.form(
         "keys_new.html",
-        status=problem.status if problem else 200,
         form=form,
         problem=problem,
-        field=problem.field if isinstance(problem, Invalid) else "",
         clients=keys.choices(visit.tx, limit=_MOST_CLIENTS),
         words=WORDS,
     )

@@ -158,9 +158,8 @@ def end_sessions(visit: Peopling, person_id: UUID) -> RedirectResponse:
 
 
 def _form(visit: Visit, form: NewPerson, *, problem: Invalid | Conflict | None) -> HTMLResponse:
-    return visit.page(
+    return visit.form(
         "people_new.html",
-        status=problem.status if problem else 200,
         form=form,
         problem=problem,
         roles=ROLES,

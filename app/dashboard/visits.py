@@ -21,7 +21,7 @@ from app.api.auth import SESSION_COOKIE as COOKIE
 from app.api.context import CurrentSettings, Now, Transaction
 from app.dashboard.rendering import render
 from app.domain.people import Right, rights_of
-from app.errors import Forbidden, Unauthenticated
+from app.errors import Conflict, Forbidden, Invalid, Unauthenticated
 from app.settings import Settings
 from app.storage import people as stored
 from app.storage.tables import Person
@@ -55,6 +55,11 @@ class Visit:
         """A page, or a part of one."""
         known = {"visit": self, "now": self.now, "zone": self.settings.zone}
         return HTMLResponse(render(template, self.request, **(known | said)), status)
+
+    def form(self, template: str, *, problem: Invalid | Conflict | None, **said: Any) -> HTMLResponse:  # Any: as above
+        """A form, with what was wrong when it was sent, and at which field."""
+        field = problem.field if isinstance(problem, Invalid) else ""
+        return self.page(template, status=problem.status if problem else 200, problem=problem, field=field, **said)
 
     def once(self, template: str, **said: Any) -> HTMLResponse:  # Any: what templates show
         """A page with a secret on it, that no browser keeps."""

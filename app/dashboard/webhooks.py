@@ -278,12 +278,10 @@ def _hand_over(visit: Visit, endpoint: WebhookEndpoint, made: list[webhooks.NewS
 
 
 def _form(visit: Visit, form: EndpointForm, *, problem: Invalid | Conflict | None = None) -> HTMLResponse:
-    return visit.page(
+    return visit.form(
         "webhooks_new.html",
-        status=problem.status if problem else 200,
         form=form,
         problem=problem,
-        field=problem.field if isinstance(problem, Invalid) else "",
         clients=keys.choices(visit.tx, limit=_MOST_CLIENTS),
         events=_EVENTS,
         outcomes=webhook.OUTCOMES,

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session, aliased
 
+from app.storage import requests
 from app.storage.tables import AuditEntry, Client, Event, Job, Model, ModelVersion, Target
 
 Json = dict[str, Any]  # Any: JSON
@@ -86,7 +87,7 @@ def reports(tx: Session, version_ids: Collection[UUID]) -> dict[UUID, Report]:
 
 def events(tx: Session, request_id: UUID, job_ids: Collection[UUID]) -> list[tuple[Event, str | None]]:
     """What happened to a request and to these jobs, in order, with the model that it is about."""
-    about = or_(Event.request_id == request_id, Event.job_id == func.any(list(job_ids)))
+    about = requests.told_of(request_id, job_ids)
     named = select(Event, Model.name).outerjoin(Model, Model.id == Event.model_id)
     return [(row[0], row[1]) for row in tx.execute(named.where(about).order_by(Event.id))]
 
